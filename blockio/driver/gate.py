@@ -1,0 +1,99 @@
+"""The gate: an image opens nothing by itself.
+
+Whenever an image's *content* would make the library open something (a backing file, a data file, an extent) or
+guess a format, the wish is put as a ``Reference`` to the caller's ``OpenGate``, which allows, denies or
+replaces it. What the caller names in its own options never passes the gate: the caller asked for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Protocol, TypeAlias
+
+__all__ = [
+    "Allow",
+    "AllowAll",
+    "Decision",
+    "Deny",
+    "DenyAll",
+    "OpenGate",
+    "Reference",
+    "ReferenceKind",
+    "Replace",
+]
+
+
+class ReferenceKind(Enum):
+    """Why an image wants something opened."""
+
+    BACKING = "backing file"
+    DATA_FILE = "data file"
+    EXTENT = "extent"
+    PROBE = "format probe"
+    """The image does not say which format *target* has, or the caller did not: may the bytes decide?"""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """One wish found in an image. Strings are the image's own and may be hostile."""
+
+    kind: ReferenceKind
+    image: str
+    """The file name of the image that asks."""
+    target: str
+    """What it wants: a path resolved against the image's folder, or a protocol or ``json:`` name as written."""
+    format: str | None = None
+    """The format the image claims for it, if any."""
+
+
+@dataclass(frozen=True, slots=True)
+class Allow:
+    """Open it as asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deny:
+    """Do not; the open fails with ``OpenDenied`` carrying *reason*."""
+
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Replace:
+    """Open what *options* say (nested options as a caller would give them) instead."""
+
+    options: Mapping[str, Any]
+
+
+Decision: TypeAlias = Allow | Deny | Replace
+
+
+class OpenGate(Protocol):
+    """Decides over implicit references. Called in the loop of whoever opens; may await."""
+
+    def __call__(self, reference: Reference, /) -> Awaitable[Decision]:
+        """What shall become of *reference*? Raising refuses it with that error."""
+
+
+class _Constant:
+    def __init__(self, decide: Callable[[Reference], Decision]) -> None:
+        self._decide = decide
+
+    async def __call__(self, reference: Reference, /) -> Decision:
+        return self._decide(reference)
+
+
+class AllowAll(_Constant):
+    """Everything, as the QEMU tools do. For images whose maker the caller trusts."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda _reference: Allow())
+
+
+class DenyAll(_Constant):
+    """Nothing: the library's default."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda r: Deny(f"{r.kind.value} '{r.target}' of '{r.image}' is not allowed by the open gate"))

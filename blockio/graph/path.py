@@ -1,0 +1,98 @@
+"""What a node needs from the rooms to its right.
+
+Imports go only leftward, so the graph cannot name ``blockio.io`` or ``blockio.backend``. It says here what it
+needs of them: ``RequestPath`` is the way a request takes through one node (``blockio.io.NodeIO`` is the one
+implementation), ``ChildParent`` is whoever holds a node: another node, a backend, a job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    from blockio.aio.context import AioContext
+    from blockio.buffers import IoVector
+    from blockio.graph.edge import Edge
+    from blockio.graph.node import BlockNode
+    from blockio.types import BlockInfo, BlockLimits, BlockStatus, PreallocMode, RequestFlags
+
+__all__ = ["ChildParent", "PathFactory", "RequestPath"]
+
+
+class RequestPath(Protocol):
+    """The request path of one node. Offsets and lengths are bytes.
+
+    Invariant: ``in_flight`` is the number of requests that have entered and not left, in either lane's view (the
+    fast lane never suspends, so it needs no count). Whoever brings it to 0 calls ``node.kick()``.
+    """
+
+    in_flight: int
+    limits: BlockLimits
+    """The driver's limits merged with the DATA, FILTERED and COW children's."""
+
+    async def co_preadv(self, offset: int, iov: IoVector, flags: RequestFlags | int = 0) -> None: ...
+    async def co_pwritev(self, offset: int, iov: IoVector, flags: RequestFlags | int = 0) -> None: ...
+    async def co_pwrite_zeroes(self, offset: int, nbytes: int, flags: RequestFlags | int = 0) -> None: ...
+    async def co_pdiscard(self, offset: int, nbytes: int) -> None: ...
+    async def co_flush(self) -> None: ...
+    async def co_truncate(
+        self, length: int, *, exact: bool = False, prealloc: PreallocMode | str = "off", flags: RequestFlags | int = 0
+    ) -> None: ...
+    async def co_getlength(self) -> int: ...
+    async def co_block_status(self, offset: int, nbytes: int, *, want_zero: bool = True) -> BlockStatus: ...
+    async def co_copy_range_to(self, offset: int, target: Edge, target_offset: int, nbytes: int) -> None: ...
+    async def co_get_info(self) -> BlockInfo: ...
+    def try_preadv(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool: ...
+    def try_pwritev(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool: ...
+    def refresh_limits(self) -> None:
+        """The driver's or a child's limits, or the set of children, changed."""
+
+    def refresh_lanes(self) -> None:
+        """Something that decides over the fast lane changed (driver gone, read-only, copy-on-read, children)."""
+
+
+PathFactory = Callable[["BlockNode"], RequestPath]
+
+
+class ChildParent(Protocol):
+    """Whoever stands above a node: asked before the node changes, told when it did (QEMU's BdrvChildClass).
+
+    Every method is called in the node's context. None may suspend but ``drained_begin``'s effect may take time:
+    ``drained_poll`` says whether requests of this parent are still under way.
+    """
+
+    def parent_desc(self) -> str:
+        """For messages: ``node 'n0'``, a backend's name, ``a block device``."""
+
+    def drained_begin(self, edge: Edge) -> None:
+        """Send nothing more through *edge*. Nests."""
+
+    def drained_poll(self, edge: Edge) -> bool:
+        """True while this parent still has requests under way that will end through *edge*."""
+
+    def drained_end(self, edge: Edge) -> None:
+        """Undo one drained_begin."""
+
+    def resized(self, edge: Edge) -> None:
+        """The child's length changed."""
+
+    def attached(self, edge: Edge) -> None:
+        """*edge* now leads to ``edge.node``."""
+
+    def detached(self, edge: Edge) -> None:
+        """*edge* is about to leave ``edge.node``."""
+
+    def can_set_context(self, edge: Edge, context: AioContext, seen: set[object]) -> None:
+        """May the child (and with it this parent) move to *context*? Raises BlockError(EPERM) if not."""
+
+    def set_context(self, edge: Edge, context: AioContext, seen: set[object]) -> None:
+        """The child moves to *context* now; it was allowed."""
+
+    def activate(self, edge: Edge) -> None:
+        """The node is active again: take permissions back. May raise PermissionConflict."""
+
+    def inactivate(self, edge: Edge) -> None:
+        """The node becomes inactive: give permissions up. May raise."""

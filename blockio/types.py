@@ -1,0 +1,235 @@
+"""The values that pass between the rooms of the house.
+
+Everything here is frozen, knows no I/O and imports nothing of blockio. Sizes and offsets are bytes, never
+sectors. The names are QEMU's: what ``include/block/block-common.h`` calls ``BLK_PERM_WRITE`` is
+``Perm.WRITE`` here, and carries the same bit, because scripts and lock bytes depend on it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum, IntFlag, StrEnum
+from typing import TYPE_CHECKING, Final, NamedTuple, NewType
+
+if TYPE_CHECKING:
+    from blockio.driver.child import Child
+
+__all__ = [
+    "INT_MAX",
+    "BlockInfo",
+    "BlockLimits",
+    "BlockStatus",
+    "Capability",
+    "ClusterIndex",
+    "DetectZeroes",
+    "Extent",
+    "ExtentKind",
+    "GuestOffset",
+    "HostOffset",
+    "Limits",
+    "OpenFlags",
+    "Perm",
+    "PreallocMode",
+    "RequestFlags",
+    "Role",
+    "StatusFlags",
+]
+
+INT_MAX: Final = 2**31 - 1
+"""The longest single request, in bytes; a longer one fails with EIO as in the reference document."""
+
+GuestOffset = NewType("GuestOffset", int)
+"""A byte position on the virtual disk, as the guest sees it."""
+
+HostOffset = NewType("HostOffset", int)
+"""A byte position in the file (or data file) that stores an image."""
+
+ClusterIndex = NewType("ClusterIndex", int)
+"""A cluster's number: an offset divided by the cluster size, guest or host as the context says."""
+
+
+class Perm(IntFlag):
+    """What a parent may do with a child, or lets others do (QEMU's BLK_PERM bits)."""
+
+    NONE = 0
+    CONSISTENT_READ = 1
+    WRITE = 2
+    WRITE_UNCHANGED = 4
+    RESIZE = 8
+    ALL = 15
+
+
+class Role(IntFlag):
+    """What a child is to its parent (QEMU's BDRV_CHILD bits)."""
+
+    NONE = 0
+    DATA = 1
+    METADATA = 2
+    FILTERED = 4
+    COW = 8
+    PRIMARY = 16
+    IMAGE = DATA | METADATA | PRIMARY
+
+
+class RequestFlags(IntFlag):
+    """Wishes that travel with a request (QEMU's BDRV_REQ bits). ``0`` is the common case."""
+
+    NONE = 0
+    COPY_ON_READ = 0x1
+    ZERO_WRITE = 0x2
+    MAY_UNMAP = 0x4
+    FUA = 0x10
+    WRITE_COMPRESSED = 0x20
+    WRITE_UNCHANGED = 0x40
+    SERIALISING = 0x80
+    NO_FALLBACK = 0x100
+    PREFETCH = 0x200
+    NO_WAIT = 0x400
+
+
+class StatusFlags(IntFlag):
+    """The answer of a block status query (QEMU's BDRV_BLOCK bits)."""
+
+    NONE = 0
+    DATA = 0x01
+    ZERO = 0x02
+    OFFSET_VALID = 0x04
+    RAW = 0x08
+    ALLOCATED = 0x10
+    EOF = 0x20
+    RECURSE = 0x40
+    COMPRESSED = 0x80
+
+
+class PreallocMode(StrEnum):
+    """How space for new bytes is provided when an image is made or grown."""
+
+    OFF = "off"
+    METADATA = "metadata"
+    FALLOC = "falloc"
+    FULL = "full"
+
+
+class DetectZeroes(StrEnum):
+    """Whether a written buffer of zeroes becomes a zero write, and whether that may unmap."""
+
+    OFF = "off"
+    ON = "on"
+    UNMAP = "unmap"
+
+
+class Capability(Enum):
+    """How well a driver can do something: not at all, with the framework's help, or by itself."""
+
+    NONE = 0
+    EMULATED = 1
+    NATIVE = 2
+
+
+class ExtentKind(Enum):
+    """What a format knows about a run of guest bytes."""
+
+    DATA = "data"
+    """Stored plainly in ``child`` from ``host_offset`` on."""
+    ZERO = "zero"
+    """Reads as zeroes here; no layer below is asked."""
+    UNALLOCATED = "unallocated"
+    """This layer says nothing: the COW child decides, or zeroes where there is none."""
+    COMPRESSED = "compressed"
+    """Stored, but only the driver can turn it into guest bytes (``BlockDriver.co_read_compressed``)."""
+
+
+class Extent(NamedTuple):
+    """The answer to *where are these bytes?*: one run of one kind, starting at the asked offset.
+
+    ``length`` is at least 1 and at most what was asked for. ``host_offset`` is the position in ``child`` for
+    DATA, the allocated place of an allocated ZERO (or -1), a driver's own key for COMPRESSED, else -1.
+    """
+
+    kind: ExtentKind
+    length: int
+    host_offset: int = -1
+    child: Child | None = None
+
+
+class BlockStatus(NamedTuple):
+    """What a range holds: ``flags`` for ``length`` bytes; with OFFSET_VALID, ``node_name`` at ``host_offset``.
+
+    ``node_name`` names the node that owns the bytes at ``host_offset``, as ``map`` reports it.
+    """
+
+    flags: StatusFlags
+    length: int
+    host_offset: int = 0
+    node_name: str = ""
+    depth: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BlockLimits:
+    """What a node can take in one request; all in bytes but ``max_iov``. 0 means *no limit*.
+
+    ``request_alignment`` is a power of two, 1 for byte-addressed drivers. Requests that break it reach a
+    driver only after ``blockio.io.align`` has padded them.
+    """
+
+    request_alignment: int = 1
+    max_transfer: int = 0
+    max_iov: int = 1024
+    min_mem_alignment: int = 1
+    opt_mem_alignment: int = 4096
+    opt_transfer: int = 0
+    pwrite_zeroes_alignment: int = 0
+    max_pwrite_zeroes: int = 0
+    pdiscard_alignment: int = 0
+    max_pdiscard: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What an image may cost its reader; breaking one is a ``LimitExceeded``. Immune to what the image says."""
+
+    max_chain_depth: int = 200
+    max_l1_bytes: int = 32 << 20
+    max_refcount_table_bytes: int = 8 << 20
+    max_header_string: int = 1023
+    max_header_extensions: int = 1 << 20
+    max_metadata_cache: int = 64 << 20
+    max_decompressed_cluster: int = 2 << 20
+    max_snapshots: int = 65536
+    max_bitmaps: int = 65535
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFlags:
+    """How a node is opened. Children inherit them as ``graph.open`` says for each role."""
+
+    read_only: bool = False
+    auto_read_only: bool = False
+    force_share: bool = False
+    no_io: bool = False
+    """Only metadata is wanted (``info``): no CONSISTENT_READ on the data is taken."""
+    check: bool = False
+    """Opened to be checked or repaired: a corrupt or dirty image does not refuse."""
+    no_backing: bool = False
+    unmap: bool = False
+    """``discard=unmap``: discards and MAY_UNMAP are passed on; without it they do nothing."""
+    cache_direct: bool = False
+    cache_no_flush: bool = False
+    cache_writeback: bool = True
+    inactive: bool = False
+
+    def with_(self, **changes: bool) -> OpenFlags:
+        """The same flags with *changes* made."""
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockInfo:
+    """What ``bdrv_get_info`` tells of a node. ``cluster_size`` 0: the driver has none."""
+
+    cluster_size: int = 0
+    subcluster_size: int = 0
+    vm_state_offset: int = 0
+    is_dirty: bool = False
+    needs_compressed_writes: bool = False
