@@ -123,6 +123,9 @@ class DriverHost(Protocol):
     def limits_changed(self) -> None:
         """The driver's ``limits()`` answers differently now."""
 
+    def report(self, message: str) -> None:
+        """One line for the person at the tool (``ERROR cluster 5 refcount=0 reference=1``, ``Repairing …``)."""
+
     def corrupted(self, message: str, *, offset: int = -1, size: int = -1, fatal: bool = True) -> None:
         """Report a corruption once as an event; *fatal* shuts the node: later I/O is NoMedium."""
 
