@@ -1,0 +1,48 @@
+# The commands of this project. `make demo` and `make test` set everything up by themselves.
+.DEFAULT_GOAL := help
+.PHONY: help venv peers demo test explore bench lint format clean
+BIN := .venv/bin
+SEED ?= random
+TESTS ?= tests
+
+help:
+	@echo 'make demo     what blockio does, on real images, in some seconds'
+	@echo 'make test     all tests [TESTS=tests/io]; fetches the peers of the interop tests where it may'
+	@echo 'make explore  the property tests, long and at random [SEED=n] [TESTS=…]'
+	@echo 'make bench    side by side with what else there is [ARGS=--quick]'
+	@echo 'make lint     ruff, mypy, import contracts'
+	@echo 'make venv     only set up: .venv/bin/blockio'
+
+venv: .venv/.stamp
+
+.venv/.stamp: pyproject.toml scripts/venv
+	scripts/venv
+	@touch $@
+
+peers:
+	@scripts/peers
+
+demo: .venv/.stamp
+	@$(BIN)/python examples/demo.py
+
+test: .venv/.stamp peers
+	$(BIN)/pytest $(TESTS)
+
+explore: .venv/.stamp peers
+	HYPOTHESIS_PROFILE=explore $(BIN)/pytest $(TESTS) --hypothesis-seed=$(SEED)
+
+bench: .venv/.stamp peers
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+lint: .venv/.stamp
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/.stamp
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,127 @@
+"""What every test stands on.
+
+* ``@pytest.mark.peer("qemu-img")``: needs that program; skipped with a reason where it is missing, failed instead
+  when ``BLOCKIO_REQUIRE_PEERS=1`` says that a missing peer is a fault (continuous integration).
+* ``@pytest.mark.both_loops``: an async test that runs once on the stock loop and once on uvloop.
+* Blocking calls made by blockio's own code in a running loop fail the test (blockbuster), see ``_BLOCKING_IS_FINE``.
+* After every test nothing may be left over: no descriptor, no thread, no task. ``@pytest.mark.leaves_behind(reason)``
+  is for the rare test whose subject is a leak.
+* hypothesis repeats the same examples in every run, so a red run can be repeated; ``make explore`` looks further.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+import hypothesis
+import pytest
+import uvloop
+from blockbuster import BlockBuster, BlockBusterFunction
+
+from tests.support.leaks import Census
+
+_BLOCKING_IS_FINE: Final = (
+    # Looking up a driver reads the entry points of what is installed, once for a process.
+    ("importlib/metadata/__init__.py", {"entry_points", "read_text", "children", "search", "mtime", "lookup"}),
+    # Opening and stat-ing a file is done in place, as QEMU does it: descriptors come before any engine can serve them.
+    ("blockio_drivers/file.py", {"open", "reopen_prepare", "co_create_file", "co_getlength", "check_perm", "set_perm"}),
+    # Tests that look at what happened on disk may block: nobody else is in their loop.
+    ("_pytest/tmpdir.py", {"mktemp", "getbasetemp"}),
+)
+"""Pairs of a file's end and the functions in it under which blockio may block the loop, each with its reason."""
+
+_RUNNER: Final = "_function_scoped_runner"  # pytest-asyncio's fixture that owns a test's loop
+
+hypothesis.settings.register_profile(
+    "test", deadline=None, derandomize=True, max_examples=30, suppress_health_check=list(hypothesis.HealthCheck)
+)
+hypothesis.settings.register_profile(
+    "explore", deadline=None, max_examples=2000, suppress_health_check=list(hypothesis.HealthCheck), print_blob=True
+)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "both_loops: an async test that runs on the stock loop and on uvloop")
+    config.addinivalue_line("markers", "leaves_behind(reason): the test is about a leak; nothing is counted after it")
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    if item.get_closest_marker("both_loops") is None:
+        return {"asyncio": asyncio.new_event_loop}
+    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in item.iter_markers("peer"):
+        missing = [name for name in marker.args if shutil.which(name) is None]
+        if not missing:
+            continue
+        reason = f"{', '.join(missing)} not installed"
+        if os.environ.get("BLOCKIO_REQUIRE_PEERS") == "1":
+            pytest.fail(f"{reason}, and BLOCKIO_REQUIRE_PEERS=1", pytrace=False)
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_blocks_the_loop() -> Iterator[None]:
+    """Blocking system calls from blockio's code, in a thread with a running loop, raise ``BlockingError``."""
+    ours = ["blockio", "blockio_drivers"]
+    buster = BlockBuster(ours)
+
+    def cannot_wait(*args: Any, **kwargs: Any) -> bool:
+        flags = args[3] if len(args) > 3 else kwargs.get("flags", 0)
+        return bool(flags & os.RWF_NOWAIT)
+
+    for name in ("preadv", "pwritev"):
+        buster.functions[f"os.{name}"] = BlockBusterFunction(
+            None, f"os.{name}", scanned_modules=ours, can_block_predicate=cannot_wait
+        )
+    for name in ("pread", "pwrite", "fsync", "fdatasync", "copy_file_range", "posix_fallocate"):
+        buster.functions[f"os.{name}"] = BlockBusterFunction(None, f"os.{name}", scanned_modules=ours)
+    for function in buster.functions.values():
+        for filename, names in _BLOCKING_IS_FINE:
+            function.can_block_in(filename, names)
+    buster.activate()
+    yield
+    buster.deactivate()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _what_the_process_keeps() -> None:
+    """libuv opens its signal pipe with the first loop of a process and keeps it: have that before anybody counts."""
+    uvloop.new_event_loop().close()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_open(request: pytest.FixtureRequest, _what_the_process_keeps: None) -> Iterator[None]:
+    """The outermost fixture: when the test's loop is gone too, its descriptors and threads must be."""
+    if request.node.get_closest_marker("leaves_behind"):
+        yield
+        return
+    before = Census.take()
+    yield
+    left = Census.take() - before
+    if left:
+        gc.collect()  # what only a cycle holds is not lost
+        left = Census.take() - before
+    assert not left, f"left behind by the test: {left}"
+
+
+@pytest.fixture(autouse=True)
+def _no_task_left(request: pytest.FixtureRequest, _nothing_left_open: None) -> Iterator[None]:
+    """Between the test's own fixtures and its loop: nothing may still be running in that loop."""
+    if _RUNNER not in request.fixturenames or request.node.get_closest_marker("leaves_behind"):
+        yield
+        return
+    runner: asyncio.Runner = request.getfixturevalue(_RUNNER)
+    yield
+    tasks = asyncio.all_tasks(runner.get_loop())
+    assert not tasks, f"tasks left running by the test: {tasks}"
