@@ -1,0 +1,695 @@
+"""The qcow2 header: the first cluster of an image, as a frozen value and back.
+
+Stands on the *Header*, *Additional fields*, *Header extensions*, *Feature name table*, *Bitmaps extension* and
+*Full disk encryption header pointer* sections of QEMU's ``docs/interop/qcow2.txt``. All numbers are big-endian;
+all offsets and sizes are bytes. This module is a pure codec: it does no I/O, and any input either decodes or
+raises a ``BlockError`` with the message QEMU's tools give for it.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import IntEnum, IntFlag
+from itertools import pairwise
+from typing import Any, Final
+
+from blockio.errors import BlockError, CorruptImage, ImageError, LimitExceeded, NotThisFormat, UnsupportedFeature
+from blockio.types import HostOffset, Limits
+
+__all__ = [
+    "AUTOCLEAR_FEATURES_OFFSET",
+    "INCOMPATIBLE_FEATURES_OFFSET",
+    "MAGIC",
+    "MAX_CLUSTER_BITS",
+    "MIN_CLUSTER_BITS",
+    "QEMU_FEATURE_NAMES",
+    "Autoclear",
+    "BitmapsExtension",
+    "Compatible",
+    "CompressionType",
+    "CryptMethod",
+    "EncryptionExtension",
+    "FeatureKind",
+    "FeatureName",
+    "Header",
+    "Incompatible",
+    "UnknownExtension",
+    "header_area",
+]
+
+MAGIC: Final = b"QFI\xfb"
+MIN_CLUSTER_BITS: Final = 9
+MAX_CLUSTER_BITS: Final = 21
+"""QEMU's own bound; the format knows none."""
+
+INCOMPATIBLE_FEATURES_OFFSET: Final = 72
+"""Where the incompatible feature bits stand, for setting the dirty and corrupt bits in place."""
+AUTOCLEAR_FEATURES_OFFSET: Final = 88
+"""Where the autoclear feature bits stand, for clearing unknown ones before the first write."""
+
+_V2: Final = struct.Struct(">4sIQIIQIIQQIIQ")
+_V3: Final = struct.Struct(">QQQII")
+_V2_LENGTH: Final = 72
+_V3_MIN_LENGTH: Final = 104
+_KNOWN_LENGTH: Final = 112
+"""The header as far as this module knows its fields: compression type at 104, then seven bytes of padding."""
+
+_MAX_BACKING_NAME: Final = 1023
+_BACKING_FORMAT_BUFFER: Final = 16
+_FEATURE_ENTRY: Final = 48
+_SNAPSHOT_ENTRY_MIN: Final = 40
+_MAX_BITMAP_ENTRY: Final = 1023 + 24
+_INT64_MAX: Final = 2**63 - 1
+_NOWHERE: Final = HostOffset(0)
+_INT_MAX: Final = 2**31 - 1
+_SMALLEST_WITH_FEATURE_NAMES: Final = 4096
+
+_EXT_END: Final = 0x00000000
+_EXT_BACKING_FORMAT: Final = 0xE2792ACA
+_EXT_FEATURE_NAMES: Final = 0x6803F857
+_EXT_BITMAPS: Final = 0x23852875
+_EXT_ENCRYPTION: Final = 0x0537BE77
+_EXT_DATA_FILE: Final = 0x44415441
+
+
+class Incompatible(IntFlag):
+    """Feature bits that a program must know to open the image at all."""
+
+    DIRTY = 1 << 0
+    """Refcounts may be wrong; they must be repaired before the first write."""
+    CORRUPT = 1 << 1
+    """Any structure may be wrong; the image must not be written but to repair it."""
+    DATA_FILE = 1 << 2
+    """Guest clusters live in an external data file."""
+    COMPRESSION = 1 << 3
+    """Compressed clusters use something else than zlib."""
+    EXTENDED_L2 = 1 << 4
+    """L2 entries are 16 bytes and describe 32 subclusters."""
+
+
+class Compatible(IntFlag):
+    """Feature bits that may be ignored."""
+
+    LAZY_REFCOUNTS = 1 << 0
+    """Refcount updates may be postponed behind the dirty bit."""
+
+
+class Autoclear(IntFlag):
+    """Feature bits that must be cleared by a writer that does not know them."""
+
+    BITMAPS = 1 << 0
+    """The bitmaps extension is consistent."""
+    DATA_FILE_RAW = 1 << 1
+    """The external data file is a valid raw image by itself."""
+
+
+_INCOMPATIBLE_KNOWN: Final = 0x1F
+_AUTOCLEAR_KNOWN: Final = 0x3
+
+
+class CompressionType(IntEnum):
+    """The method of all compressed clusters of an image."""
+
+    ZLIB = 0
+    ZSTD = 1
+
+
+class CryptMethod(IntEnum):
+    """How guest data is encrypted."""
+
+    NONE = 0
+    AES = 1
+    LUKS = 2
+
+
+class FeatureKind(IntEnum):
+    """Which bitmap an entry of the feature name table speaks of."""
+
+    INCOMPATIBLE = 0
+    COMPATIBLE = 1
+    AUTOCLEAR = 2
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureName:
+    """One entry of the feature name table. ``kind`` and ``bit`` may be values nobody knows."""
+
+    kind: int
+    bit: int
+    name: str
+
+
+QEMU_FEATURE_NAMES: Final = (
+    FeatureName(FeatureKind.INCOMPATIBLE, 0, "dirty bit"),
+    FeatureName(FeatureKind.INCOMPATIBLE, 1, "corrupt bit"),
+    FeatureName(FeatureKind.INCOMPATIBLE, 2, "external data file"),
+    FeatureName(FeatureKind.INCOMPATIBLE, 3, "compression type"),
+    FeatureName(FeatureKind.INCOMPATIBLE, 4, "extended L2 entries"),
+    FeatureName(FeatureKind.COMPATIBLE, 0, "lazy refcounts"),
+    FeatureName(FeatureKind.AUTOCLEAR, 0, "bitmaps"),
+    FeatureName(FeatureKind.AUTOCLEAR, 1, "raw external data"),
+)
+"""The table QEMU writes into every version 3 image with clusters of 4 KiB or more."""
+
+
+@dataclass(frozen=True, slots=True)
+class BitmapsExtension:
+    """Where the directory of persistent bitmaps lies."""
+
+    nb_bitmaps: int
+    directory_size: int
+    directory_offset: HostOffset
+
+
+@dataclass(frozen=True, slots=True)
+class EncryptionExtension:
+    """Where the LUKS header lies: ``length`` bytes written, in whole clusters."""
+
+    offset: HostOffset
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownExtension:
+    """A header extension of somebody else's, kept as it is."""
+
+    magic: int
+    data: bytes
+
+
+def _corrupt(message: str) -> ImageError:
+    # What QEMU answers EINVAL to while it opens; EIO is for contradictions met later.
+    return CorruptImage(message, errno.EINVAL)
+
+
+def header_area(head: bytes) -> int:
+    """How many bytes from the file's start ``Header.decode`` needs: one cluster.
+
+    *head* is the first 24 bytes or more (a shorter file counts as padded with zeroes). Raises NotThisFormat for
+    other magic, UnsupportedFeature for a version other than 2 and 3, CorruptImage for a cluster size out of range.
+    """
+    head = head[:24].ljust(24, b"\0")
+    if head[:4] != MAGIC:
+        raise NotThisFormat("Image is not in qcow2 format")
+    version = int.from_bytes(head[4:8], "big")
+    if version not in {2, 3}:
+        raise UnsupportedFeature(f"Unsupported qcow2 version {version}")
+    cluster_bits = int.from_bytes(head[20:24], "big")
+    if not MIN_CLUSTER_BITS <= cluster_bits <= MAX_CLUSTER_BITS:
+        raise _corrupt(f"Unsupported cluster size: 2^{cluster_bits}")
+    return 1 << cluster_bits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """Everything the first cluster says.
+
+    The feature fields are plain integers, because they may hold bits that ``Incompatible``, ``Compatible`` and
+    ``Autoclear`` do not name. Strings are UTF-8 with undecodable bytes as surrogates, as file names are.
+    """
+
+    version: int
+    cluster_bits: int
+    size: int
+    """The virtual disk's length in bytes. QEMU itself cuts it down to whole 512-byte sectors; see ``disk_size``."""
+    l1_size: int
+    """Entries of the active L1 table."""
+    l1_table_offset: HostOffset
+    refcount_table_offset: HostOffset
+    refcount_table_clusters: int
+    nb_snapshots: int = 0
+    snapshots_offset: HostOffset = _NOWHERE
+    crypt_method: int = 0
+    incompatible: int = 0
+    compatible: int = 0
+    autoclear: int = 0
+    refcount_order: int = 4
+    compression_type: CompressionType = CompressionType.ZLIB
+    unknown_fields: bytes = b""
+    """Header fields past byte 112, as somebody else wrote them."""
+    backing_file: str | None = None
+    backing_format: str | None = None
+    data_file: str | None = None
+    feature_names: tuple[FeatureName, ...] = ()
+    bitmaps: BitmapsExtension | None = None
+    encryption: EncryptionExtension | None = None
+    unknown_extensions: tuple[UnknownExtension, ...] = ()
+
+    # -- what follows from the fields
+
+    @property
+    def cluster_size(self) -> int:
+        """Bytes in a cluster."""
+        return 1 << self.cluster_bits
+
+    @property
+    def disk_size(self) -> int:
+        """The length the guest sees: ``size`` without a last part of a sector."""
+        return self.size & ~511
+
+    @property
+    def refcount_bits(self) -> int:
+        """Width of one reference count."""
+        return 1 << self.refcount_order
+
+    @property
+    def compat(self) -> str:
+        """The version as users write it: ``0.10`` or ``1.1``."""
+        return "0.10" if self.version == 2 else "1.1"
+
+    @property
+    def dirty(self) -> bool:
+        """Whether refcounts may be wrong."""
+        return bool(self.incompatible & Incompatible.DIRTY)
+
+    @property
+    def corrupt(self) -> bool:
+        """Whether the image is marked corrupt."""
+        return bool(self.incompatible & Incompatible.CORRUPT)
+
+    @property
+    def lazy_refcounts(self) -> bool:
+        """Whether refcount updates may be postponed."""
+        return bool(self.compatible & Compatible.LAZY_REFCOUNTS)
+
+    @property
+    def extended_l2(self) -> bool:
+        """Whether L2 entries describe subclusters."""
+        return bool(self.incompatible & Incompatible.EXTENDED_L2)
+
+    @property
+    def has_data_file(self) -> bool:
+        """Whether guest data lives in an external data file."""
+        return bool(self.incompatible & Incompatible.DATA_FILE)
+
+    @property
+    def unknown_autoclear(self) -> int:
+        """Autoclear bits that a writer here must clear first."""
+        return self.autoclear & ~_AUTOCLEAR_KNOWN
+
+    def unsupported_features(self) -> list[str]:
+        """The features of this image that this driver cannot serve, by the names of the feature name table."""
+        found = []
+        if self.has_data_file:
+            found.append("external data file")
+        if self.extended_l2:
+            found.append("extended L2 entries")
+        if self.crypt_method:
+            name = CryptMethod(self.crypt_method).name if self.crypt_method <= CryptMethod.LUKS else self.crypt_method
+            found.append(f"encryption ({name})")
+        return found
+
+    def refuse_unsupported(self) -> None:
+        """Raise UnsupportedFeature naming what this driver cannot serve; call it before any data is touched."""
+        if found := self.unsupported_features():
+            raise UnsupportedFeature(f"Unsupported qcow2 feature(s): {', '.join(found)}")
+
+    def with_(self, **changes: Any) -> Header:
+        """The same header with *changes* made."""
+        return replace(self, **changes)
+
+    # -- decoding
+
+    @classmethod
+    def decode(
+        cls,
+        data: bytes,
+        *,
+        file_length: int | None = None,
+        trust: Limits | None = None,
+        check: bool = False,
+        writable: bool = False,
+    ) -> Header:
+        """Read the header from *data*, the image's first ``header_area`` bytes (fewer count as zero-padded).
+
+        *file_length* is the length of the file around it; with it, tables that reach past the file's end are
+        refused. *trust* bounds the tables. *check* is for a checker, which opens what others must refuse: no
+        refcount table, a corrupt bit, tables past the end or in each other's way. *writable* refuses a corrupt image.
+
+        Raises NotThisFormat, CorruptImage (EINVAL as QEMU; EACCES for a corrupt image opened writable),
+        UnsupportedFeature (an unknown version, incompatible feature or compression type) or LimitExceeded.
+        """
+        trust = trust or Limits()
+        cluster_size = header_area(data)
+        data = bytes(data[:cluster_size]).ljust(cluster_size, b"\0")
+        (
+            _magic,
+            version,
+            backing_offset,
+            backing_size,
+            cluster_bits,
+            size,
+            crypt_method,
+            l1_size,
+            l1_table_offset,
+            refcount_table_offset,
+            refcount_table_clusters,
+            nb_snapshots,
+            snapshots_offset,
+        ) = _V2.unpack_from(data)
+
+        # "For version 2, the header is exactly 72 bytes"; later versions say how long theirs is.
+        incompatible = compatible = autoclear = 0
+        refcount_order, header_length = 4, _V2_LENGTH
+        if version == 3:
+            incompatible, compatible, autoclear, refcount_order, header_length = _V3.unpack_from(data, _V2_LENGTH)
+            if header_length < _V3_MIN_LENGTH:
+                raise _corrupt("qcow2 header too short")
+        if header_length > cluster_size:
+            raise _corrupt("qcow2 header exceeds cluster size")
+        if backing_offset > cluster_size:
+            raise _corrupt("Invalid backing file offset")
+        extensions_end = backing_offset or cluster_size
+
+        # A field is absent when the header ends at or before its offset; absent means zero.
+        compression = data[_V3_MIN_LENGTH] if header_length > _V3_MIN_LENGTH else 0
+        compression_type = _compression_type(compression, incompatible)
+
+        unknown = incompatible & ~_INCOMPATIBLE_KNOWN
+        if unknown:
+            raise UnsupportedFeature(
+                f"Unsupported qcow2 feature(s): {_feature_list(data, header_length, extensions_end, unknown)}"
+            )
+        if incompatible & Incompatible.CORRUPT and writable and not check:
+            raise CorruptImage("qcow2: Image is corrupt; cannot be opened read/write", errno.EACCES)
+        if incompatible & Incompatible.EXTENDED_L2 and cluster_size >> 5 < 512:
+            raise _corrupt(f"Unsupported subcluster size: {cluster_size >> 5}")
+        if refcount_order > 6:
+            raise _corrupt("Reference count entry width too large; may not exceed 64 bits")
+
+        if refcount_table_clusters == 0 and not check:
+            raise _corrupt("Image does not contain a reference count table")
+        _validate_table(
+            "Reference count table",
+            refcount_table_offset,
+            refcount_table_clusters,
+            cluster_size,
+            trust.max_refcount_table_bytes,
+            cluster_size,
+        )
+        if not check:
+            _validate_table(
+                "Snapshot table",
+                snapshots_offset,
+                nb_snapshots,
+                _SNAPSHOT_ENTRY_MIN,
+                _SNAPSHOT_ENTRY_MIN * trust.max_snapshots,
+                cluster_size,
+            )
+        _validate_table("Active L1 table", l1_table_offset, l1_size, 8, trust.max_l1_bytes, cluster_size)
+
+        l2_bits = cluster_bits - (4 if incompatible & Incompatible.EXTENDED_L2 else 3)
+        needed = -(-size // (1 << (cluster_bits + l2_bits)))
+        if needed > _INT_MAX:
+            raise LimitExceeded("Image is too big")
+        if l1_size < needed:
+            raise _corrupt("L1 table is too small")
+
+        known = _Extensions(version, cluster_size, crypt_method, autoclear, trust)
+        for magic, payload in _extensions(data, header_length, extensions_end):
+            known.take(magic, payload)
+
+        backing_file = None
+        if backing_offset:
+            if backing_size > min(_MAX_BACKING_NAME, trust.max_header_string, cluster_size - backing_offset):
+                raise _corrupt("Backing file name too long")
+            backing_file = _text(data[backing_offset : backing_offset + backing_size]) or None
+
+        header = cls(
+            version=version,
+            cluster_bits=cluster_bits,
+            size=size,
+            l1_size=l1_size,
+            l1_table_offset=HostOffset(l1_table_offset),
+            refcount_table_offset=HostOffset(refcount_table_offset),
+            refcount_table_clusters=refcount_table_clusters,
+            nb_snapshots=nb_snapshots,
+            snapshots_offset=HostOffset(snapshots_offset),
+            crypt_method=crypt_method,
+            incompatible=incompatible,
+            compatible=compatible,
+            autoclear=autoclear,
+            refcount_order=refcount_order,
+            compression_type=compression_type,
+            unknown_fields=data[_KNOWN_LENGTH:header_length],
+            backing_file=backing_file,
+            backing_format=known.backing_format,
+            data_file=known.data_file,
+            feature_names=known.feature_names,
+            bitmaps=known.bitmaps,
+            encryption=known.encryption,
+            unknown_extensions=tuple(known.unknown),
+        )
+        if not check:
+            header._refuse_misplaced_tables(file_length)
+        return header
+
+    def _refuse_misplaced_tables(self, file_length: int | None) -> None:
+        """Raise CorruptImage where the tables lie in the header, in each other or (partly) past the file's end.
+
+        QEMU opens such images: a missing table reads as zeroes, so that a truncated image looks like an empty
+        disk, and the first write destroys what is left. Only a checker should touch them.
+        """
+        areas = [
+            ("header", 0, self.cluster_size),
+            ("Reference count table", self.refcount_table_offset, self.refcount_table_clusters << self.cluster_bits),
+            ("Active L1 table", self.l1_table_offset, self.l1_size * 8),
+            ("Snapshot table", self.snapshots_offset, self.nb_snapshots * _SNAPSHOT_ENTRY_MIN),
+        ]
+        placed = sorted((offset, offset + nbytes, name) for name, offset, nbytes in areas if nbytes)
+        for (_, end, first), (start, _, second) in pairwise(placed):
+            if start < end:
+                name, other = (second, first) if first == "header" else (first, second)
+                raise _corrupt(f"{name} overlaps with the {other[0].lower() + other[1:]}")
+        if file_length is not None:
+            for start, end, name in placed[1:]:
+                if end > file_length:
+                    raise _corrupt(f"{name} reaches past the end of the file")
+
+    # -- encoding
+
+    def encode(self, cluster_size: int | None = None) -> bytes:
+        """The first cluster's content up to and including the backing file name; write the rest as zeroes.
+
+        Extensions come in QEMU's order; the feature name table is QEMU's plus whatever other names the image
+        had. *cluster_size* defaults to the header's own. Raises BlockError ENOSPC where it all does not fit
+        into one cluster, ValueError for a version 2 header with version 3 features.
+        """
+        if cluster_size is None:
+            cluster_size = self.cluster_size
+        if self.version == 2 and (self.incompatible or self.autoclear or self.compatible or self.refcount_order != 4):
+            raise ValueError("a version 2 header has no feature bits and 16-bit refcounts")
+        extensions = b"".join(self._encoded_extensions(cluster_size))
+        header_length = _V2_LENGTH if self.version == 2 else _KNOWN_LENGTH + len(self.unknown_fields)
+        name = (self.backing_file or "").encode("utf-8", "surrogateescape")
+        if len(name) > _MAX_BACKING_NAME:
+            raise _corrupt("Backing file name too long")
+        name_offset = header_length + len(extensions)
+        if name_offset + len(name) > cluster_size:
+            raise BlockError("No space left in the file header", errno.ENOSPC)
+        fields = _V2.pack(
+            MAGIC,
+            self.version,
+            name_offset if name else 0,
+            len(name),
+            self.cluster_bits,
+            self.size,
+            self.crypt_method,
+            self.l1_size,
+            self.l1_table_offset,
+            self.refcount_table_offset,
+            self.refcount_table_clusters,
+            self.nb_snapshots,
+            self.snapshots_offset,
+        )
+        if self.version == 3:
+            fields += _V3.pack(self.incompatible, self.compatible, self.autoclear, self.refcount_order, header_length)
+            fields += bytes((self.compression_type,)).ljust(_KNOWN_LENGTH - _V3_MIN_LENGTH, b"\0")
+            fields += self.unknown_fields
+        return fields + extensions + name
+
+    def _encoded_extensions(self, cluster_size: int) -> Iterator[bytes]:
+        if self.backing_format is not None:
+            yield _extension(_EXT_BACKING_FORMAT, self.backing_format.encode("utf-8", "surrogateescape"))
+        if self.has_data_file and self.data_file is not None:
+            yield _extension(_EXT_DATA_FILE, self.data_file.encode("utf-8", "surrogateescape"))
+        if self.encryption is not None:
+            yield _extension(_EXT_ENCRYPTION, struct.pack(">QQ", self.encryption.offset, self.encryption.length))
+        if self.version == 3 and cluster_size >= _SMALLEST_WITH_FEATURE_NAMES:
+            known = {(entry.kind, entry.bit) for entry in QEMU_FEATURE_NAMES}
+            others = [entry for entry in self.feature_names if (entry.kind, entry.bit) not in known]
+            yield _extension(_EXT_FEATURE_NAMES, b"".join(map(_feature_entry, (*QEMU_FEATURE_NAMES, *others))))
+        if self.bitmaps is not None:
+            found = self.bitmaps
+            packed = struct.pack(">IIQQ", found.nb_bitmaps, 0, found.directory_size, found.directory_offset)
+            yield _extension(_EXT_BITMAPS, packed)
+        for unknown in self.unknown_extensions:
+            yield _extension(unknown.magic, unknown.data)
+        yield _extension(_EXT_END, b"")
+
+
+def _compression_type(value: int, incompatible: int) -> CompressionType:
+    """The compression type field, which must be zero without its incompatible bit and something else with it."""
+    if value not in {0, 1}:
+        raise UnsupportedFeature(f"qcow2: unknown compression type: {value}")
+    announced = bool(incompatible & Incompatible.COMPRESSION)
+    if announced != (value != 0):
+        must = "not be set" if announced else "be set"
+        raise _corrupt(f"qcow2: Compression type incompatible feature bit must {must}")
+    return CompressionType(value)
+
+
+def _validate_table(name: str, offset: int, entries: int, entry_size: int, max_bytes: int, cluster_size: int) -> None:
+    """A table is within its size limit, starts at a cluster boundary and ends below 2^63."""
+    if entries > max_bytes // entry_size:
+        raise LimitExceeded(f"{name} too large")
+    if offset % cluster_size or offset > _INT64_MAX - entries * entry_size:
+        raise _corrupt(f"{name} offset invalid")
+
+
+def _extensions(data: bytes, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """The header extensions: type, length, data, padding to a multiple of 8; type 0 ends them.
+
+    They lie between the header and the backing file name (or the end of the cluster).
+    """
+    offset = start
+    while offset < end:
+        if offset + 8 > end:
+            raise _corrupt("Header extension too large")
+        magic, length = struct.unpack_from(">II", data.ljust(offset + 8, b"\0"), offset)
+        offset += 8
+        if length > end - offset:
+            raise _corrupt("Header extension too large")
+        if magic == _EXT_END:
+            return
+        yield magic, data[offset : offset + length]
+        offset += -(-length // 8) * 8
+
+
+def _text(raw: bytes) -> str:
+    # QEMU keeps these as C strings, so that what follows a zero byte is nobody's.
+    return raw.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+
+
+def _extension(magic: int, payload: bytes) -> bytes:
+    return struct.pack(">II", magic, len(payload)) + payload.ljust(-(-len(payload) // 8) * 8, b"\0")
+
+
+def _feature_entry(entry: FeatureName) -> bytes:
+    name = entry.name.encode("utf-8", "surrogateescape")[: _FEATURE_ENTRY - 2]
+    return bytes((entry.kind, entry.bit)) + name.ljust(_FEATURE_ENTRY - 2, b"\0")
+
+
+def _decode_feature_names(payload: bytes) -> tuple[FeatureName, ...]:
+    """Entries of 48 bytes: type, bit number, name padded with zeroes. One without a name ends the table."""
+    names = []
+    for at in range(0, len(payload) - _FEATURE_ENTRY + 1, _FEATURE_ENTRY):
+        entry = payload[at : at + _FEATURE_ENTRY]
+        if not entry[2]:
+            break
+        names.append(FeatureName(entry[0], entry[1], _text(entry[2:])))
+    return tuple(names)
+
+
+def _feature_list(data: bytes, start: int, end: int, missing: int) -> str:
+    """The names of the incompatible bits in *missing*, from the image's own table as far as that goes."""
+    names = []
+    try:
+        table = next((p for magic, p in _extensions(data, start, end) if magic == _EXT_FEATURE_NAMES), b"")
+    except ImageError:
+        table = b""
+    for entry in _decode_feature_names(table):
+        # The shift counts modulo 64 as the processor does; a name for bit 70 is nobody's anyway.
+        if entry.kind == FeatureKind.INCOMPATIBLE and entry.bit < 64 and missing >> entry.bit & 1:
+            names.append(entry.name)
+            missing &= ~(1 << entry.bit)
+    if missing:
+        names.append(f"Unknown incompatible feature: {missing:x}")
+    return ", ".join(names)
+
+
+class _Extensions:
+    """Collects the extensions of one header; each kind is validated as it comes."""
+
+    def __init__(self, version: int, cluster_size: int, crypt_method: int, autoclear: int, trust: Limits) -> None:
+        self.version = version
+        self.cluster_size = cluster_size
+        self.crypt_method = crypt_method
+        self.autoclear = autoclear
+        self.trust = trust
+        self.backing_format: str | None = None
+        self.data_file: str | None = None
+        self.feature_names: tuple[FeatureName, ...] = ()
+        self.bitmaps: BitmapsExtension | None = None
+        self.encryption: EncryptionExtension | None = None
+        self.unknown: list[UnknownExtension] = []
+        self._kept = 0
+
+    def take(self, magic: int, payload: bytes) -> None:
+        """Note one extension; a later one of the same known kind replaces an earlier, as in QEMU."""
+        if magic == _EXT_BACKING_FORMAT:
+            if len(payload) >= _BACKING_FORMAT_BUFFER:
+                raise _corrupt(f"ERROR: ext_backing_format: len={len(payload)} too large (>={_BACKING_FORMAT_BUFFER})")
+            self.backing_format = _text(payload)
+        elif magic == _EXT_FEATURE_NAMES:
+            self.feature_names = _decode_feature_names(payload)
+        elif magic == _EXT_ENCRYPTION:
+            self.encryption = self._encryption(payload)
+        elif magic == _EXT_BITMAPS:
+            self.bitmaps = self._bitmaps(payload)
+        elif magic == _EXT_DATA_FILE:
+            if len(payload) > self.trust.max_header_string:
+                raise LimitExceeded("Data file name too long")
+            self.data_file = _text(payload)
+        else:
+            self._kept += 8 + len(payload)
+            if self._kept > self.trust.max_header_extensions:
+                raise LimitExceeded("Header extension too large")
+            self.unknown.append(UnknownExtension(magic, payload))
+
+    def _encryption(self, payload: bytes) -> EncryptionExtension:
+        """Offset (at a cluster boundary) and length of the LUKS header; only LUKS images may have one."""
+        if self.crypt_method != CryptMethod.LUKS:
+            raise _corrupt("CRYPTO header extension only expected with LUKS encryption method")
+        if len(payload) != 16:
+            raise _corrupt(f"CRYPTO header extension size {len(payload)}, but expected size 16")
+        offset, length = struct.unpack(">QQ", payload)
+        if offset % self.cluster_size:
+            raise _corrupt(
+                f"Encryption header offset '{offset}' is not a multiple of cluster size '{self.cluster_size}'"
+            )
+        if length > _INT64_MAX - offset:
+            raise _corrupt("Encryption header offset invalid")
+        return EncryptionExtension(HostOffset(offset), length)
+
+    def _bitmaps(self, payload: bytes) -> BitmapsExtension | None:
+        """Number of bitmaps, four reserved bytes, size and offset of the directory (at a cluster boundary).
+
+        Without the autoclear bit a program that knows no bitmaps has written to the image: what the extension
+        says is void.
+        """
+        if len(payload) != 24:
+            raise _corrupt("bitmaps_ext: Invalid extension length")
+        if not self.autoclear & Autoclear.BITMAPS:
+            return None
+        nb_bitmaps, reserved, directory_size, directory_offset = struct.unpack(">IIQQ", payload)
+        if reserved:
+            raise _corrupt("bitmaps_ext: Reserved field is not zero")
+        if nb_bitmaps > self.trust.max_bitmaps:
+            raise _corrupt(
+                f"bitmaps_ext: Image has {nb_bitmaps} bitmaps, exceeding the QEMU supported maximum of "
+                f"{self.trust.max_bitmaps}"
+            )
+        if nb_bitmaps == 0:
+            raise _corrupt("found bitmaps extension with zero bitmaps")
+        if directory_offset % self.cluster_size or directory_offset > _INT64_MAX:
+            raise _corrupt("bitmaps_ext: invalid bitmap directory offset")
+        maximum = self.trust.max_bitmaps * _MAX_BITMAP_ENTRY
+        if directory_size > maximum:
+            raise _corrupt(
+                f"bitmaps_ext: bitmap directory size ({directory_size}) exceeds the maximum supported size ({maximum})"
+            )
+        return BitmapsExtension(nb_bitmaps, directory_size, HostOffset(directory_offset))
