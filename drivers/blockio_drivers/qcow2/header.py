@@ -465,7 +465,7 @@ class Header:
                 name, other = (second, first) if first == "header" else (first, second)
                 raise _corrupt(f"{name} overlaps with the {other[0].lower() + other[1:]}")
         if file_length is not None:
-            for start, end, name in placed[1:]:
+            for _start, end, name in placed[1:]:
                 if end > file_length:
                     raise _corrupt(f"{name} reaches past the end of the file")
 

@@ -1,0 +1,202 @@
+"""Writing a new, empty qcow2 image.
+
+The layout is decided before anything is written: header, refcount table, refcount blocks, L1 table and, where
+space is preallocated, all L2 tables and all guest clusters in guest order. Everything but the header is written and
+flushed first: until the last write the file is not an image at all, so that a crash leaves no half-made one.
+"""
+
+from __future__ import annotations
+
+import errno
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from blockio.buffers import IoVector
+from blockio.errors import LimitExceeded, OptionError
+from blockio.types import HostOffset, Limits, PreallocMode
+from blockio_drivers.qcow2.header import Compatible, CompressionType, Header, Incompatible
+from blockio_drivers.qcow2.options import TOO_LARGE, Qcow2CreateOptions
+from blockio_drivers.qcow2.refcounts import RefcountCodec
+from blockio_drivers.qcow2.tables import COPIED, L2_OFFSET_MASK, Geometry, table_to_bytes
+
+if TYPE_CHECKING:
+    from blockio.driver.base import CreateTarget
+    from blockio.driver.child import Child
+
+__all__ = ["Layout", "create_image"]
+
+_CHUNK: Final = 1 << 20
+"""How much metadata is built and written at once: the memory a creation takes."""
+
+_ZERO_STEP: Final = 1 << 30
+"""How much of a device is zeroed by one request: below the longest one there is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where everything of a new image goes, in clusters from the file's start. Counts may be 0."""
+
+    geometry: Geometry
+    l1_size: int
+    refcount_table_clusters: int
+    refcount_blocks: int
+    l1_clusters: int
+    l2_tables: int
+    data_clusters: int
+
+    @classmethod
+    def plan(cls, geometry: Geometry, disk_size: int, *, preallocated: bool) -> Layout:
+        """Place everything for a disk of *disk_size* bytes. LimitExceeded where the refcount table gets too large.
+
+        The refcounts count the clusters of the refcount structures too, so that these grow until they cover
+        themselves.
+        """
+        l1_size = geometry.l1_entries_for(disk_size)
+        l1_clusters = geometry.clusters(l1_size * 8)
+        l2_tables = l1_size if preallocated else 0
+        data_clusters = geometry.clusters(disk_size) if preallocated else 0
+        others = 1 + l1_clusters + l2_tables + data_clusters
+        table, blocks = 0, 0
+        # Both needs grow with the total, so that this climbs to the smallest layout that covers itself.
+        while True:
+            needed = -(-(others + table + blocks) // geometry.refcount_block_entries)
+            room = (geometry.clusters(needed * 8), needed)
+            if room == (table, blocks):
+                break
+            table, blocks = room
+        if table * geometry.cluster_size > Limits().max_refcount_table_bytes:
+            raise LimitExceeded(TOO_LARGE)
+        return cls(geometry, l1_size, table, blocks, l1_clusters, l2_tables, data_clusters)
+
+    @property
+    def first_refcount_block(self) -> int:
+        """Its cluster; the refcount table is at cluster 1."""
+        return 1 + self.refcount_table_clusters
+
+    @property
+    def l1_cluster(self) -> int:
+        """Where the L1 table starts."""
+        return self.first_refcount_block + self.refcount_blocks
+
+    @property
+    def first_l2_table(self) -> int:
+        """Where the L2 tables start."""
+        return self.l1_cluster + self.l1_clusters
+
+    @property
+    def first_data_cluster(self) -> int:
+        """Where guest data starts."""
+        return self.first_l2_table + self.l2_tables
+
+    @property
+    def total_clusters(self) -> int:
+        """The whole file."""
+        return self.first_data_cluster + self.data_clusters
+
+
+async def create_image(target: CreateTarget, options: Qcow2CreateOptions) -> None:
+    """Write the image that *options* describe onto ``target.file``, and flush it.
+
+    Raises what ``Qcow2CreateOptions.validate`` raises before the file is touched, and any I/O error; the file then
+    begins with zeroes or is empty and is no image. The same holds after a cancellation.
+    """
+    options.validate()
+    assert options.size is not None
+    geometry = Geometry.make(
+        options.cluster_size.bit_length() - 1, options.refcount_bits.bit_length() - 1, version=options.version
+    )
+    prealloc = PreallocMode(options.preallocation)
+    layout = Layout.plan(geometry, options.disk_size, preallocated=prealloc is not PreallocMode.OFF)
+    head = _encode(options, layout)
+    await _make_room(target.file, layout, prealloc)
+    for offset, payload in _metadata(layout):
+        await target.file.co_pwritev(offset, IoVector.of(payload))
+    await target.file.co_flush()
+    await target.file.co_pwritev(0, IoVector.of(head.ljust(geometry.cluster_size, b"\0")))
+    await target.file.co_flush()
+
+
+def _encode(options: Qcow2CreateOptions, layout: Layout) -> bytes:
+    bits = layout.geometry.cluster_bits
+    zstd = options.compression_type == "zstd"
+    header = Header(
+        version=options.version,
+        cluster_bits=bits,
+        size=options.disk_size,
+        l1_size=layout.l1_size,
+        l1_table_offset=HostOffset(layout.l1_cluster << bits),
+        refcount_table_offset=HostOffset(1 << bits),
+        refcount_table_clusters=layout.refcount_table_clusters,
+        incompatible=Incompatible.COMPRESSION if zstd else 0,
+        compatible=Compatible.LAZY_REFCOUNTS if options.lazy_refcounts else 0,
+        refcount_order=layout.geometry.refcount_order,
+        compression_type=CompressionType.ZSTD if zstd else CompressionType.ZLIB,
+        backing_file=options.backing_file or None,
+        backing_format=options.backing_fmt,
+    )
+    try:
+        return header.encode()
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise OptionError(
+            f"Could not assign backing file '{options.backing_file}' with format '{options.backing_fmt}': "
+            "No space left on device",
+            errno.ENOSPC,
+        ) from error
+
+
+async def _make_room(file: Child, layout: Layout, prealloc: PreallocMode) -> None:
+    """Give the file its length, reading as zeroes; allocated as *prealloc* says.
+
+    A device cannot be resized and holds what somebody left there: there the image's clusters are zeroed instead.
+    """
+    nbytes = layout.total_clusters << layout.geometry.cluster_bits
+    if await file.co_getlength():
+        for offset in range(0, nbytes, _ZERO_STEP):
+            await file.co_pwrite_zeroes(offset, min(_ZERO_STEP, nbytes - offset))
+        return
+    allocate = PreallocMode.OFF if prealloc is PreallocMode.METADATA else prealloc
+    await file.co_truncate(nbytes, prealloc=allocate)
+
+
+def _metadata(layout: Layout) -> Iterator[tuple[int, bytes]]:
+    """All writes but the header's, as (offset, bytes), in pieces of bounded size. Zeroes are left out."""
+    bits = layout.geometry.cluster_bits
+    yield from _pointers(1 << bits, layout.first_refcount_block << bits, layout.refcount_blocks, bits, 0)
+    yield from _refcount_blocks(layout)
+    yield from _pointers(layout.l1_cluster << bits, layout.first_l2_table << bits, layout.l2_tables, bits, COPIED)
+    # L2 tables stand side by side, so that together they are one long table of all guest clusters.
+    yield from _pointers(
+        layout.first_l2_table << bits, layout.first_data_cluster << bits, layout.data_clusters, bits, COPIED
+    )
+
+
+def _pointers(table: int, first: int, count: int, bits: int, flags: int) -> Iterator[tuple[int, bytes]]:
+    """*count* entries at *table* that point at clusters side by side from *first* on."""
+    step = 1 << bits
+    for start in range(0, count, _CHUNK // 8):
+        stop = min(start + _CHUNK // 8, count)
+        low, high = first + start * step, first + stop * step
+        if high - step > L2_OFFSET_MASK:
+            raise LimitExceeded(TOO_LARGE)
+        yield table + start * 8, table_to_bytes(array("Q", range(low | flags, high | flags, step)))
+
+
+def _refcount_blocks(layout: Layout) -> Iterator[tuple[int, bytes]]:
+    """A refcount of 1 for every cluster of the file."""
+    geometry = layout.geometry
+    codec = RefcountCodec.of(geometry.refcount_order)
+    full = codec.encode(array("B", b"\1") * geometry.refcount_block_entries)
+    offset = layout.first_refcount_block << geometry.cluster_bits
+    whole, rest = divmod(layout.total_clusters, geometry.refcount_block_entries)
+    at_once = max(1, _CHUNK // geometry.cluster_size)
+    for start in range(0, whole, at_once):
+        yield offset + (start << geometry.cluster_bits), full * min(at_once, whole - start)
+    if rest:
+        last = bytearray(geometry.cluster_size)
+        for index in range(rest):
+            codec.put(last, index, 1)
+        yield offset + (whole << geometry.cluster_bits), bytes(last)

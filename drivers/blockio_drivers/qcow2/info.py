@@ -1,0 +1,29 @@
+"""The ``format-specific`` part of ``info``: what is particular to a qcow2 image, in the words of qemu-img."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from blockio_drivers.qcow2.header import Header
+
+__all__ = ["specific_info"]
+
+
+def specific_info(header: Header) -> dict[str, Any]:
+    """``{"type": "qcow2", "data": {…}}`` with the keys of QEMU's ImageInfoSpecificQCow2, in its order.
+
+    A version 2 image has no feature bits, and QEMU says nothing of them.
+    """
+    data: dict[str, Any] = {"compat": header.compat}
+    if header.version >= 3:
+        data |= {
+            "compression-type": header.compression_type.name.lower(),
+            "lazy-refcounts": header.lazy_refcounts,
+            "refcount-bits": header.refcount_bits,
+            "corrupt": header.corrupt,
+            "extended-l2": header.extended_l2,
+        }
+    else:
+        data |= {"compression-type": header.compression_type.name.lower(), "refcount-bits": header.refcount_bits}
+    return {"type": "qcow2", "data": data}

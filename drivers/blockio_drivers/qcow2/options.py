@@ -1,0 +1,139 @@
+"""What users may say when they open or create a qcow2 image, in QEMU's words."""
+
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+import msgspec
+
+from blockio.errors import LimitExceeded, OptionError, UnsupportedFeature
+from blockio.types import PreallocMode
+
+__all__ = ["Qcow2CreateOptions", "Qcow2Options"]
+
+_MIN_CLUSTER_SIZE: Final = 512
+_MAX_CLUSTER_SIZE: Final = 2 << 20
+_MAX_L1_BYTES: Final = 32 << 20
+_MAX_BACKING_NAME: Final = 1023
+_COMPAT: Final = {"0.10": 2, "v2": 2, "1.1": 3, "v3": 3}
+
+TOO_LARGE: Final = "The image size is too large for file format 'qcow2' (try using a larger cluster size)"
+
+
+class Qcow2Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
+    """How an image is opened. Children (``file``, ``backing``) are the opener's business. Sizes in bytes."""
+
+    lazy_refcounts: bool | None = None
+    """Postpone refcount updates behind the dirty bit; by default what the image says."""
+    pass_discard_request: bool | None = None
+    """Pass the guest's discards to the file; by default when the node is opened with ``discard=unmap``."""
+    pass_discard_snapshot: bool = True
+    """Pass down what a deleted snapshot frees."""
+    pass_discard_other: bool = False
+    """Pass down whatever else is freed."""
+    overlap_check: str = "cached"
+    """Which metadata is protected from being overwritten: ``none``, ``constant``, ``cached`` or ``all``."""
+    cache_size: int | None = None
+    """Memory for L2 tables and refcount blocks together."""
+    l2_cache_size: int | None = None
+    """Memory for L2 tables; by default as much as covers the disk, up to 32 MiB."""
+    l2_cache_entry_size: int | None = None
+    """How much of an L2 table is read at once: a power of two from 512 to the cluster size."""
+    refcount_cache_size: int | None = None
+    """Memory for refcount blocks."""
+
+
+class Qcow2CreateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a new image shall be. Sizes in bytes; ``validate`` says whether it can be."""
+
+    size: int | None = None
+    backing_file: str | None = None
+    backing_fmt: str | None = None
+    cluster_size: int = 65536
+    compat: str = "1.1"
+    compression_type: str = "zlib"
+    lazy_refcounts: bool = False
+    preallocation: str = "off"
+    refcount_bits: int = 16
+    extended_l2: bool = False
+    data_file: str | None = None
+    data_file_raw: bool = False
+    encryption: bool = False
+
+    @property
+    def version(self) -> int:
+        """The header version that ``compat`` means."""
+        return _COMPAT[self.compat]
+
+    @property
+    def disk_size(self) -> int:
+        """``size`` in whole sectors of 512 bytes, rounded up."""
+        return -(-(self.size or 0) // 512) * 512
+
+    def validate(self) -> None:
+        """Raise what QEMU says where the options cannot be met or contradict each other.
+
+        OptionError (EINVAL), LimitExceeded (EFBIG) for a size no image of that cluster size has, UnsupportedFeature
+        for what this driver does not do.
+        """
+        if self.size is None:
+            raise OptionError("Image creation needs a size parameter")
+        if not 0 <= self.size < 1 << 63:
+            raise OptionError("Invalid image size specified. Must be between 0 and 9223372036854775807.")
+        if self.compat not in _COMPAT:
+            raise OptionError(f"Parameter 'version' does not accept value '{self.compat}'")
+        if self.compression_type not in {"zlib", "zstd"}:
+            raise OptionError(f"Parameter 'compression-type' does not accept value '{self.compression_type}'")
+        if self.preallocation not in set(PreallocMode):
+            raise OptionError(f"Parameter 'preallocation' does not accept value '{self.preallocation}'")
+        self._refuse_unsupported()
+        size = self.cluster_size
+        if not _MIN_CLUSTER_SIZE <= size <= _MAX_CLUSTER_SIZE or size & (size - 1):
+            raise OptionError("Cluster size must be a power of two between 512 and 2048k")
+        if self.preallocation != PreallocMode.OFF and self.backing_file:
+            raise OptionError("Backing file and preallocation can only be used at the same time if extended_l2 is on")
+        if self.version < 3 and self.lazy_refcounts:
+            raise OptionError(
+                "Lazy refcounts only supported with compatibility level 1.1 and above (use version=v3 or greater)"
+            )
+        bits = self.refcount_bits
+        if not 1 <= bits <= 64 or bits & (bits - 1):
+            raise OptionError("Refcount width must be a power of two and may not exceed 64 bits")
+        if self.version < 3 and bits != 16:
+            raise OptionError(
+                "Different refcount widths than 16 bits require compatibility level 1.1 or above "
+                "(use version=v3 or greater)"
+            )
+        if self.version < 3 and self.compression_type != "zlib":
+            raise OptionError(
+                "Non-zlib compression type is only supported with compatibility level 1.1 and above "
+                "(use version=v3 or greater)"
+            )
+        self._validate_backing()
+        reach = size * (size // 8)
+        if -(-self.disk_size // reach) * 8 > _MAX_L1_BYTES:
+            raise LimitExceeded(TOO_LARGE)
+
+    def _validate_backing(self) -> None:
+        if self.backing_fmt is not None and not self.backing_file:
+            raise OptionError("Backing format cannot be used without backing file")
+        if self.backing_file and self.backing_fmt is None:
+            raise OptionError("Backing file specified without backing format")
+        if self.backing_file and len(self.backing_file.encode("utf-8", "surrogateescape")) > _MAX_BACKING_NAME:
+            raise OptionError(
+                f"Could not assign backing file '{self.backing_file}' with format '{self.backing_fmt}': "
+                "Invalid argument",
+                errno.EINVAL,
+            )
+
+    def _refuse_unsupported(self) -> None:
+        if self.data_file_raw and not self.data_file:
+            raise OptionError("data-file-raw requires data-file")
+        wanted = {
+            "external data file": self.data_file is not None,
+            "extended L2 entries": self.extended_l2,
+            "encryption": self.encryption,
+        }
+        if missing := [name for name, asked in wanted.items() if asked]:
+            raise UnsupportedFeature(f"Unsupported qcow2 feature(s): {', '.join(missing)}")
