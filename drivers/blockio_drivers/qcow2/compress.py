@@ -60,12 +60,13 @@ def unzstd(data: bytes | bytearray | memoryview, cluster_size: int) -> bytes:
     import zstandard  # noqa: PLC0415
 
     decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_ZSTD_WINDOW)
-    out = bytearray(cluster_size)
+    # Room for one byte more than there may be, so that a frame that goes on shows itself.
+    out = memoryview(bytearray(cluster_size + 1))
     try:
         with decompressor.stream_reader(data, read_size=len(data)) as reader:
             filled = reader.readinto(out)
-            if filled == cluster_size and not reader.read(1):
-                return bytes(out)
+        if filled == cluster_size:
+            return bytes(out[:cluster_size])
         if 0 < filled < cluster_size:
             return _several_frames(decompressor, bytes(data), cluster_size)
     except zstandard.ZstdError as error:
