@@ -7,6 +7,7 @@ from typing import Final
 
 import msgspec
 
+from blockio.driver.options import Size
 from blockio.errors import LimitExceeded, OptionError, UnsupportedFeature
 from blockio.types import PreallocMode
 
@@ -34,23 +35,23 @@ class Qcow2Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rena
     """Pass down whatever else is freed."""
     overlap_check: str = "cached"
     """Which metadata is protected from being overwritten: ``none``, ``constant``, ``cached`` or ``all``."""
-    cache_size: int | None = None
+    cache_size: Size | None = None
     """Memory for L2 tables and refcount blocks together."""
-    l2_cache_size: int | None = None
+    l2_cache_size: Size | None = None
     """Memory for L2 tables; by default as much as covers the disk, up to 32 MiB."""
-    l2_cache_entry_size: int | None = None
+    l2_cache_entry_size: Size | None = None
     """How much of an L2 table is read at once: a power of two from 512 to the cluster size."""
-    refcount_cache_size: int | None = None
+    refcount_cache_size: Size | None = None
     """Memory for refcount blocks."""
 
 
 class Qcow2CreateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a new image shall be. Sizes in bytes; ``validate`` says whether it can be."""
 
-    size: int | None = None
+    size: Size | None = None
     backing_file: str | None = None
     backing_fmt: str | None = None
-    cluster_size: int = 65536
+    cluster_size: Size = 65536
     compat: str = "1.1"
     compression_type: str = "zlib"
     lazy_refcounts: bool = False
