@@ -117,6 +117,21 @@ class DriverHost(Protocol):
     def trust(self) -> Limits:
         """What the image may cost."""
 
+    @property
+    def probed(self) -> bool:
+        """The format was guessed from the image's first bytes because nobody said it.
+
+        A guest that owns a raw disk owns those bytes too. So a write to the first 512 bytes of a *probed* raw node must fail
+        with EPERM where the new content would be taken for another format (``probe.guess_format`` says which), and the
+        node's request alignment must be 512 so that such a write is seen whole.
+        """
+
+    def fall_back_read_only(self, message: str) -> None:
+        """The driver found that it cannot write: with ``auto_read_only`` the node becomes read-only, else ReadOnly (EACCES).
+
+        Only while opening, and only for a node that is not read-only already (then nothing happens).
+        """
+
     def length_changed(self) -> None:
         """The driver's ``length`` is a new one: tell the parents."""
 
@@ -370,8 +385,12 @@ class BlockDriver(ABC):
         """Set the length. ``exact=False``: longer is fine where the device cannot do otherwise."""
         raise UnsupportedFeature("Image format driver does not support resize")
 
-    async def co_copy_range_to(self, offset: int, target: Child, target_offset: int, nbytes: int) -> None:
-        """Copy to *target* inside the storage."""
+    async def co_copy_range_to(self, offset: int, target: BlockDriver, target_offset: int, nbytes: int) -> None:
+        """Copy into the storage of *target*, inside the storage; UnsupportedFeature where the two do not know each other.
+
+        Called only on protocol drivers whose ``capabilities.copy_range`` is NATIVE, with another such driver, of this
+        class or of another, as *target*: ``blockio.io.copy`` has found the way down through both sides' mappings.
+        """
         raise UnsupportedFeature
 
     async def co_check(self, fix: CheckFix, progress: Callable[[int, int], None] | None = None) -> CheckResult:
@@ -450,6 +469,14 @@ class FormatDriver(BlockDriver):
     async def co_read_compressed(self, offset: int, iov: IoVector, extent: Extent) -> None:
         """Fill *iov* with guest bytes from *offset* on, which lie in the COMPRESSED *extent*."""
         raise UnsupportedFeature
+
+    async def co_data_may_be_hole(self) -> bool:
+        """Whether DATA extents may be holes of the file because only metadata was preallocated.
+
+        Block status then looks into the file as well (QEMU's BDRV_BLOCK_RECURSE). Finding out may cost a look through the
+        refcounts: a driver does that once, when it is first asked.
+        """
+        return False
 
     def map_begin(self) -> object:
         """A reader starts to rely on mappings: nothing it was told may be given to another use until map_end.
