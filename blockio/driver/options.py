@@ -263,16 +263,13 @@ def parse_bool(value: str, name: str = "value") -> bool:
 
 
 def parse_size(text: str, name: str = "size") -> int:
-    """Bytes from ``4096``, ``64k``, ``1.5G`` or ``0x1000``: suffixes b k M G T P E, in either case, mean powers of 1024.
+    """Bytes from ``4096``, ``64k``, ``1.5G`` or ``0x1000``.
 
-    A fraction needs a suffix and is rounded down. OptionError in QEMU's words for anything else and for 2^64 and more.
+    The suffixes b k M G T P E, in either case, mean powers of 1024. A fraction needs a suffix and is rounded down. OptionError in QEMU's words for anything else and for 2^64 and more.
     """
     number = text.strip()
     try:
-        if number[:2].lower() == "0x":
-            value = _parse_hex(number)
-        else:
-            value = _parse_decimal(number)
+        value = _parse_hex(number) if number[:2].lower() == "0x" else _parse_decimal(number)
     except ValueError:
         raise OptionError(f"Parameter '{name}' expects a non-negative number below 2^64", hint=_SIZE_HINT) from None
     if value >= 1 << 64:
@@ -298,7 +295,8 @@ def _parse_decimal(number: str) -> int:
     if not shift and fraction.strip("0"):
         raise ValueError(number)
     # In integers, because a float has too few digits for a size and ``decimal`` takes long to import.
-    return (int(whole + fraction) << (shift or 0)) // 10 ** len(fraction)
+    scaled: int = (int(whole + fraction) << (shift or 0)) // 10 ** len(fraction)
+    return scaled
 
 
 # -- typed options

@@ -1,8 +1,8 @@
 """Which drivers there are, loaded only when asked for.
 
 Drivers are found through the entry-point group ``blockio.drivers``; a program may also ``register`` one of its own.
-Loading a driver imports its module and no other driver's. A plugin that cannot be loaded is an error for whoever asks for
-it by name and is skipped by everything that looks at all of them.
+Loading a driver imports its module and no other driver's. A plugin that cannot be loaded is an error for whoever
+asks for it by name and is skipped by everything that looks at all of them.
 
 Start-up matters: ``importlib.metadata`` alone costs more than the rest of a small command. So this project's own
 drivers are read straight from its ``entry_points.txt``; the whole environment is searched only when a name is not
@@ -33,7 +33,7 @@ _DEVICE_DIRECTORY: Final = "/dev/"
 class _Registry:
     """Names, where they come from, and what has been loaded.
 
-    Invariant: a name means one class for the life of the process, unless it was registered by ``register`` and taken back.
+    Invariant: a name means one class for the life of the process, unless it was registered and taken back.
     Registered classes win over this project's, and those over other plugins. ``_lock`` is never held while importing.
     """
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from blockio.buffers import IoVector
-from blockio.errors import BlockError, OptionError
+from blockio.errors import BlockError, OptionError, ReadOnly
 from blockio.types import (
     BlockInfo,
     BlockLimits,
@@ -149,6 +149,7 @@ class MemoryHost:
     def __init__(self, *, flags: OpenFlags | None = None, trust: Limits | None = None) -> None:
         self.node_name = "node0"
         self.filename = "memory:image"
+        self.probed = False
         self.flags = flags or OpenFlags()
         self.trust = trust or Limits()
         self.events: list[tuple[object, ...]] = []
@@ -159,6 +160,15 @@ class MemoryHost:
         from blockio.aio.context import AioContext  # noqa: PLC0415  # only drivers that ask need a loop
 
         return AioContext.current()
+
+    def fall_back_read_only(self, message: str) -> None:
+        """As a node does it."""
+        if self.flags.read_only:
+            return
+        if not self.flags.auto_read_only:
+            raise ReadOnly(message, errno.EACCES)
+        self.flags = self.flags.with_(read_only=True)
+        self.events.append(("read-only",))
 
     def length_changed(self) -> None:
         """Noted."""

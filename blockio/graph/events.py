@@ -1,0 +1,34 @@
+"""What a node tells those who watch it: typed events, delivered to plain callables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+__all__ = ["ImageCorrupted", "Listener", "NodeEvent", "Reported"]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageCorrupted:
+    """A node found its image contradicting itself (QEMU's BLOCK_IMAGE_CORRUPTED)."""
+
+    node_name: str
+    message: str
+    offset: int = -1
+    """Where, in bytes; -1 where no place can be named."""
+    size: int = -1
+    fatal: bool = True
+    """The node was shut down to save what is left; its I/O fails with NoMedium."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """One line for the person at the tool."""
+
+    node_name: str
+    message: str
+
+
+NodeEvent: TypeAlias = ImageCorrupted | Reported
+Listener: TypeAlias = Callable[[NodeEvent], object]

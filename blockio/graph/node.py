@@ -1,0 +1,363 @@
+"""Nodes: one driver, its children and its users (QEMU's BlockDriverState)."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import warnings
+from collections.abc import Awaitable, Callable
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from blockio.aio.context import AioContext, finish
+from blockio.driver.base import BlockDriver
+from blockio.errors import BlockError, ReadOnly
+from blockio.graph import drain, names
+from blockio.graph.events import ImageCorrupted, Listener, NodeEvent, Reported
+from blockio.graph.names import all_nodes, find_node
+from blockio.graph.perms import release_edge
+from blockio.types import DetectZeroes, Limits, OpenFlags, Role
+
+if TYPE_CHECKING:
+    from blockio.driver.base import ChildOpener
+    from blockio.graph.edge import Edge
+    from blockio.graph.path import PathFactory, RequestPath
+
+__all__ = ["BlockNode", "NodeState", "all_nodes", "find_node"]
+
+
+class NodeState(Enum):
+    """A node's life; it only goes forward."""
+
+    OPENING = "opening"
+    OPEN = "open"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+class BlockNode:
+    """One node of the graph. It is the ``DriverHost`` of its driver and a ``ChildParent`` of the nodes below it.
+
+    Made by ``graph.open.open_node``; lives while somebody holds a reference (``ref``, ``unref``; every edge holds one) and
+    closes with the last. Everything is touched only in the thread of ``context``.
+
+    Invariants: ``driver`` is None exactly from a fatal corruption or from the beginning of the end on: then all I/O is
+    NoMedium. ``children[edge.name] is edge`` and ``edge.parent is self``; ``edge in parents`` and ``edge.node is self``. See
+    ``graph.drain`` for ``quiesce_counter``.
+    """
+
+    def __init__(
+        self,
+        cls: type[BlockDriver],
+        *,
+        path_factory: PathFactory,
+        name: str | None = None,
+        filename: str = "",
+        flags: OpenFlags | None = None,
+        trust: Limits | None = None,
+        options: dict[str, Any] | None = None,
+        detect_zeroes: DetectZeroes = DetectZeroes.OFF,
+        probed: bool = False,
+    ) -> None:
+        """A node in the running loop's context, with one reference and nothing opened. OptionError for the name."""
+        self.state = NodeState.CLOSED  # until the name is ours, there is nothing to close
+        self.context = AioContext.current()
+        self.node_name = names.claim(self, name)
+        self.filename = filename
+        self.flags = flags or OpenFlags()
+        self.trust = trust or Limits()
+        self.options: dict[str, Any] = options or {}
+        self.detect_zeroes = detect_zeroes
+        self.copy_on_read = 0
+        """How many users asked for copy-on-read."""
+        self.probed = probed
+        self.refcnt = 1
+        self.children: dict[str, Edge] = {}
+        self.parents: list[Edge] = []
+        self.identities: frozenset[object] = frozenset()
+        """What storage the node stands on, to find chains that bite their own tail; see ``graph.open``."""
+        self.listeners: list[Listener] = []
+        self.quiesce_counter = drain.drain_all_sections()
+        self.settling: asyncio.Task[None] | None = None
+        self._driver_quiesced = False
+        self._corruption_signalled = False
+        self.driver_class = cls
+        self.driver: BlockDriver | None = cls(self)
+        self._closing_driver: BlockDriver | None = None
+        self._opened = False
+        self.path: RequestPath = path_factory(self)
+        self.state = NodeState.OPENING
+
+    def __repr__(self) -> str:
+        return f"<BlockNode '{self.node_name}' {self.driver_class.name} {self.state.value}>"
+
+    def __del__(self) -> None:
+        if self.state in (NodeState.OPENING, NodeState.OPEN) and not self.parents:
+            warnings.warn(f"{self!r} was never closed (unref)", ResourceWarning, source=self, stacklevel=2)
+
+    # -- facts
+
+    @property
+    def name(self) -> str:
+        """The node's name in the graph."""
+        return self.node_name
+
+    @property
+    def length(self) -> int:
+        """The node's length in bytes; 0 when the driver is gone."""
+        return 0 if self.driver is None else self.driver.length
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests are under way in this node."""
+        return self.path.in_flight
+
+    @property
+    def read_only(self) -> bool:
+        """Whether the node may not be written."""
+        return self.flags.read_only
+
+    @property
+    def primary(self) -> Edge | None:
+        """The child that stores this node's data or metadata (QEMU's bdrv_primary_child)."""
+        return next((edge for edge in self.children.values() if edge.role & Role.PRIMARY), None)
+
+    @property
+    def backing(self) -> Edge | None:
+        """The COW child."""
+        return next((edge for edge in self.children.values() if edge.role & Role.COW), None)
+
+    def is_below(self, other: BlockNode) -> bool:
+        """Whether this node is *other* or one of its descendants."""
+        seen: set[BlockNode] = set()
+        queue = [other]
+        while queue:
+            here = queue.pop()
+            if here is self:
+                return True
+            if here not in seen:
+                seen.add(here)
+                queue += [edge.node for edge in here.children.values()]
+        return False
+
+    # -- life
+
+    def ref(self) -> BlockNode:
+        """Hold the node; pair with ``unref``. RuntimeError once it is closing."""
+        if self.refcnt == 0:
+            raise RuntimeError(f"node '{self.node_name}' is closed")
+        self.refcnt += 1
+        return self
+
+    async def unref(self) -> None:
+        """Give one reference back; the last one closes the node: drained, flushed, driver closed, children released.
+
+        The first error of closing is raised (the others are notes on it), with everything released nevertheless.
+        Cancelled: closing goes on to its end, then the cancellation does. RuntimeError inside one of the node's
+        own requests.
+        """
+        if self.refcnt <= 0:
+            raise RuntimeError(f"node '{self.node_name}' is closed")
+        if self.refcnt == 1:
+            drain.refuse_self_wait(self)
+        self.refcnt -= 1
+        if self.refcnt == 0:
+            await finish(asyncio.ensure_future(self._close()))
+
+    async def open_driver(self, options: Any, opener: ChildOpener) -> None:
+        """Open the driver; whoever calls this calls ``unref`` when it raises or is cancelled."""
+        driver = self.driver
+        assert driver is not None
+        await driver.open(options, opener)
+        self._opened = True
+        self.state = NodeState.OPEN
+        self.path.refresh_limits()
+        self.path.refresh_lanes()
+
+    async def _close(self) -> None:
+        was_open = self._opened
+        self.state = NodeState.CLOSING
+        errors: list[BaseException] = []
+        driver = self._closing_driver or self.driver
+        alive = self.driver is not None
+        try:
+            await _attempt(errors, drain.drained_begin(self))
+            if was_open and driver is not None:
+                if alive and not self.flags.read_only:
+                    await _attempt(errors, self.path.co_flush())
+                await _attempt(errors, driver.close())
+            self.driver = None
+            self.path.refresh_lanes()
+            for edge in reversed(list(self.children.values())):
+                release_edge(edge)
+                await _attempt(errors, edge.node.unref())
+        finally:
+            names.release(self)
+            self.state = NodeState.CLOSED
+        if errors:
+            first, *rest = errors
+            for error in rest:
+                first.add_note(f"and then: {error}")
+            raise first
+
+    # -- DriverHost
+
+    def fall_back_read_only(self, message: str) -> None:
+        """See ``DriverHost``."""
+        if self.flags.read_only:
+            return
+        if not self.flags.auto_read_only:
+            raise ReadOnly(message, errno.EACCES)
+        self.flags = self.flags.with_(read_only=True)
+
+    def length_changed(self) -> None:
+        """The driver's length is a new one: tell the parents."""
+        for edge in list(self.parents):
+            edge.parent.resized(edge)
+
+    def limits_changed(self) -> None:
+        """The driver's limits, a child's, or the set of children changed: merge anew, here and above."""
+        if self.state is not NodeState.OPEN:
+            return
+        self.path.refresh_limits()
+        for edge in self.parents:
+            if edge.parent_node is not None:
+                edge.parent_node.limits_changed()
+
+    def report(self, message: str) -> None:
+        """One line for the person at the tool, as an event."""
+        self.emit(Reported(self.node_name, message))
+
+    def corrupted(self, message: str, *, offset: int = -1, size: int = -1, fatal: bool = True) -> None:
+        """See ``DriverHost``. A second corruption that is not fatal is not reported again."""
+        if self._corruption_signalled and not fatal:
+            return
+        self._corruption_signalled = True
+        if fatal and self.driver is not None:
+            self._closing_driver, self.driver = self.driver, None
+            self.path.refresh_lanes()
+        self.emit(ImageCorrupted(self.node_name, message, offset, size, fatal))
+
+    def emit(self, event: NodeEvent) -> None:
+        """Deliver *event* to this node's listeners."""
+        for listener in list(self.listeners):
+            listener(event)
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """Call *listener* with every event from now on; returns what stops that."""
+        self.listeners.append(listener)
+        return lambda: self.listeners.remove(listener)
+
+    # -- drain
+
+    def kick(self) -> None:
+        """Something a drain may wait for has happened: a request count reached zero, or a poll changed its mind."""
+        if drain._waiters:
+            drain.kick(self.context)
+
+    def quiesce(self) -> None:
+        """Count one more section; with the first one the parents and the driver become quiet. See ``graph.drain``."""
+        self.quiesce_counter += 1
+        if self.quiesce_counter == 1:
+            for edge in list(self.parents):
+                if not edge.quiesced_parent:
+                    edge.quiesced_parent = True
+                    edge.parent.drained_begin(edge)
+            self._settle()
+
+    def unquiesce(self) -> None:
+        """Count one section less; with the last one the driver and the parents go on."""
+        if self.quiesce_counter == 0:
+            raise RuntimeError(f"node '{self.node_name}' is not drained")
+        self.quiesce_counter -= 1
+        if self.quiesce_counter == 0:
+            self._settle()
+            for edge in list(self.parents):
+                if edge.quiesced_parent:
+                    edge.quiesced_parent = False
+                    edge.parent.drained_end(edge)
+
+    def _settle(self) -> None:
+        """Have the driver's drain hooks follow the counter. They may suspend, the counting may not: so in a task."""
+        cls = self.driver_class
+        if cls.drain_begin is BlockDriver.drain_begin and cls.drain_end is BlockDriver.drain_end:
+            return
+        if self.settling is None and self._opened:
+            self.settling = self.context.loop.create_task(self._follow_counter())
+
+    async def _follow_counter(self) -> None:
+        try:
+            while self.driver is not None and self._driver_quiesced != (self.quiesce_counter > 0):
+                self._driver_quiesced = not self._driver_quiesced
+                await (self.driver.drain_begin() if self._driver_quiesced else self.driver.drain_end())
+        finally:
+            self.settling = None
+            self.kick()
+
+    # -- ChildParent, for the nodes below
+
+    def parent_desc(self) -> str:
+        """``node 'n0'``."""
+        return f"node '{self.node_name}'"
+
+    def drained_begin(self, edge: Edge) -> None:
+        """A child is drained: so is this node."""
+        self.quiesce()
+
+    def drained_poll(self, edge: Edge) -> bool:
+        """Whether this node or anything above it is still at work."""
+        return drain.is_busy(self)
+
+    def drained_end(self, edge: Edge) -> None:
+        """One child less is drained."""
+        self.unquiesce()
+
+    def resized(self, edge: Edge) -> None:
+        """A filter is as long as what it filters; other drivers keep their own length."""
+        driver = self.driver
+        if driver is not None and self._opened and edge.role & Role.FILTERED and driver.length != edge.length:
+            driver.length = edge.length
+            self.length_changed()
+
+    def attached(self, edge: Edge) -> None:
+        """A child is there: its limits count."""
+        if self.state is NodeState.OPEN:
+            self.limits_changed()
+            self.path.refresh_lanes()
+
+    def detached(self, edge: Edge) -> None:
+        """A child is about to go; whoever detaches it refreshes what depended on it."""
+
+    def can_set_context(self, edge: Edge, context: AioContext, seen: set[object]) -> None:
+        """See ``graph.context``."""
+        from blockio.graph.move import check_move  # noqa: PLC0415  # move knows nodes; a module-level import is a cycle
+
+        check_move(self, context, seen)
+
+    def set_context(self, edge: Edge, context: AioContext, seen: set[object]) -> None:
+        """See ``graph.context``."""
+        from blockio.graph.move import carry_out_move  # noqa: PLC0415  # as above
+
+        carry_out_move(self, context, seen)
+
+    def activate(self, edge: Edge) -> None:
+        """Nothing: what this node holds of its children follows from its own users."""
+
+    def inactivate(self, edge: Edge) -> None:
+        """Nothing, as above."""
+
+
+async def _attempt(errors: list[BaseException], step: Awaitable[object]) -> None:
+    """Await *step*; its error is kept in *errors*, so that the following steps run too."""
+    try:
+        await step
+    except BaseException as error:  # closing goes on whatever one step does; the caller raises it
+        errors.append(error)
+
+
+def must_be_open(node: BlockNode) -> None:
+    """RuntimeError for a node that is closed or closing, NoMedium for one whose driver is gone."""
+    if node.state in (NodeState.CLOSING, NodeState.CLOSED):
+        raise RuntimeError(f"node '{node.node_name}' is closed")
+    if node.driver is None:
+        raise BlockError(errno=errno.ENOMEDIUM)
