@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    BufferLike: TypeAlias = Buffer | Sequence[Buffer]
+    BufferLike: TypeAlias = "Buffer | Sequence[Buffer] | IoVector"
 
 __all__ = ["IoVector", "aligned_buffer", "is_zero"]
 
@@ -24,7 +24,7 @@ def _views(buffers: Iterable[Buffer]) -> list[memoryview]:
     views = []
     for buffer in buffers:
         view = buffer if type(buffer) is memoryview else memoryview(buffer)
-        if view.format != "B" or view.ndim != 1:
+        if view.format != "B" or view.ndim != 1 or not view.c_contiguous:
             view = view.cast("B")  # raises TypeError where the memory is not contiguous
         if view.nbytes:
             views.append(view)
