@@ -49,8 +49,8 @@ class IoVector:
         """From one buffer or a sequence of buffers. TypeError for anything else."""
         if isinstance(buffers, IoVector):
             return buffers
-        # type: a Sequence that is itself a buffer counts as one buffer
-        views = _views(buffers if isinstance(buffers, (list, tuple)) else (buffers,))  # type: ignore[arg-type]
+        # A Sequence that is itself a buffer counts as one buffer.
+        views = _views(buffers if isinstance(buffers, (list, tuple)) else (buffers,))
         return cls(views, sum(view.nbytes for view in views))
 
     def __len__(self) -> int:
