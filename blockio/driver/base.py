@@ -386,7 +386,7 @@ class BlockDriver(ABC):
         raise UnsupportedFeature("Image format driver does not support resize")
 
     async def co_copy_range_to(self, offset: int, target: BlockDriver, target_offset: int, nbytes: int) -> None:
-        """Copy into the storage of *target*, inside the storage; UnsupportedFeature where the two do not know each other.
+        """Copy into *target*'s storage, inside the storage; UnsupportedFeature where the two do not know each other.
 
         Called only on protocol drivers whose ``capabilities.copy_range`` is NATIVE, with another such driver, of this
         class or of another, as *target*: ``blockio.io.copy`` has found the way down through both sides' mappings.
@@ -473,8 +473,8 @@ class FormatDriver(BlockDriver):
     async def co_data_may_be_hole(self) -> bool:
         """Whether DATA extents may be holes of the file because only metadata was preallocated.
 
-        Block status then looks into the file as well (QEMU's BDRV_BLOCK_RECURSE). Finding out may cost a look through the
-        refcounts: a driver does that once, when it is first asked.
+        Block status then looks into the file as well (QEMU's BDRV_BLOCK_RECURSE). Finding out may cost a look through
+        the refcounts: a driver does that once, when it is first asked.
         """
         return False
 
