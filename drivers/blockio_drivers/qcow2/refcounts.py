@@ -63,6 +63,16 @@ class RefcountCodec:
             values.byteswap()
         return values
 
+    def low_bytes(self, block: bytes | bytearray) -> bytes:
+        """The refcounts of *block*, one byte each; 255 stands for 255 and more."""
+        if self.order < 3:
+            return _unpack(bytes(block), self.order)
+        width = 1 << (self.order - 3)
+        low = bytes(block[width - 1 :: width])
+        if any(block[place::width].strip(b"\0") for place in range(width - 1)):
+            low = bytes(255 if value > 255 else value for value in self.decode(block))
+        return low
+
     def encode(self, values: array[int]) -> bytes:
         """The block whose refcounts are *values*; OverflowError where one does not fit.
 

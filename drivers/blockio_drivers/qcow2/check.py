@@ -1,0 +1,589 @@
+"""Checking an image: what its tables refer to, compared with the reference counts it stores.
+
+The references are counted from the header, the active L1 table and those of snapshots with all their L2 tables,
+the snapshot table, the refcount table and blocks, the encryption header and the bitmaps. Messages and counts
+are those of ``qemu-img check``. Nothing is written here; see ``repair``.
+
+Memory is two bytes for each host cluster, in zeroed memory that costs nothing where the file is a hole, plus one
+L1 and one L2 table. An L2 table that several L1 entries share is read once. The loop gets its turn after
+every ``_TURN`` entries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from blockio.buffers import IoVector, is_zero
+from blockio.driver.base import CheckResult
+from blockio.errors import ImageError, LimitExceeded
+from blockio.types import INT_MAX, Limits
+from blockio_drivers.qcow2.areas import Area, SnapshotEntry, bitmap_tables, parse_snapshots
+from blockio_drivers.qcow2.refcounts import RefcountCodec
+from blockio_drivers.qcow2.tables import (
+    BITMAP_TABLE_OFFSET_MASK,
+    COMPRESSED,
+    COPIED,
+    L1_OFFSET_MASK,
+    L1_RESERVED_MASK,
+    L2_OFFSET_MASK,
+    L2_RESERVED_MASK,
+    REFCOUNT_TABLE_OFFSET_MASK,
+    REFCOUNT_TABLE_RESERVED_MASK,
+    Geometry,
+    table_from_bytes,
+)
+
+if TYPE_CHECKING:
+    from blockio.driver.child import Child
+    from blockio_drivers.qcow2.header import Header
+
+__all__ = ["Checker", "References", "check_image"]
+
+Progress = Callable[[int, int], None]
+Report = Callable[[str], None]
+
+_TURN: Final = 1 << 16
+"""After so many table entries the loop gets its turn."""
+_SATURATED: Final = 255
+_PIECE: Final = 64
+"""A part of an L2 table this short is looked at entry by entry."""
+_CHUNK: Final = 1 << 16
+"""How many refcounts are compared at once."""
+
+
+async def check_image(
+    file: Child, header: Header, *, trust: Limits, report: Report, progress: Progress | None = None
+) -> CheckResult:
+    """Compare the references of the image in *file* with its refcounts, as ``qemu-img check`` does.
+
+    *report* gets one line for each thing found. *progress* is told (done, total) in L2 tables. Nothing is
+    written. Raises LimitExceeded for a file of more clusters than can be checked, and any read error; may be cancelled.
+    """
+    checker = Checker(file, header, trust=trust, report=report, progress=progress)
+    await checker.count()
+    await checker.compare()
+    if checker.copied_mistakes:
+        await checker.report_copied()
+    return checker.result
+
+
+class References:
+    """How often each host cluster is referred to: a byte for each, and a dict for what exceeds it.
+
+    Invariant: ``counts[i]`` is the count of cluster *i* where that is below 255, else 255 and ``more[i]`` is it.
+    """
+
+    __slots__ = ("counts", "maximum", "more")
+
+    def __init__(self, clusters: int, maximum: int) -> None:
+        self.counts = bytearray(clusters)
+        self.more: dict[int, int] = {}
+        self.maximum = maximum
+        """What a refcount of this image can hold; counts stop there."""
+
+    def get(self, cluster: int) -> int:
+        """The references to *cluster*."""
+        count = self.counts[cluster]
+        return count if count != _SATURATED else self.more[cluster]
+
+    def put(self, cluster: int, count: int) -> None:
+        """Set the references to *cluster*."""
+        if count < _SATURATED:
+            self.counts[cluster] = count
+            self.more.pop(cluster, None)
+        else:
+            self.counts[cluster] = _SATURATED
+            self.more[cluster] = count
+
+    def add(self, cluster: int, weight: int) -> int:
+        """Count *weight* more references; the answer is how many of them no refcount can hold."""
+        total = self.get(cluster) + weight
+        excess = max(0, total - self.maximum)
+        self.put(cluster, total - excess)
+        return excess
+
+
+class _L1Table(NamedTuple):
+    offset: int
+    entries: int
+    active: bool
+
+
+class Checker:
+    """One check of one image. ``count``, then ``compare``; ``references``, ``stored`` and ``result`` stay to be used.
+
+    ``rebuild`` says that the refcount structure cannot be mended in place.
+    """
+
+    def __init__(
+        self,
+        file: Child,
+        header: Header,
+        *,
+        trust: Limits,
+        report: Report,
+        progress: Progress | None = None,
+        with_refcount_structure: bool = True,
+    ) -> None:
+        self.file = file
+        self.header = header
+        self.geometry = Geometry.of(header)
+        self.trust = trust
+        self.report = report
+        self.progress = progress
+        self.result = CheckResult()
+        self.rebuild = False
+        self.copied_mistakes = 0
+        self.file_length = 0
+        self.clusters = 0
+        self.refcount_table: array[int] = array("Q")
+        self.codec = RefcountCodec.of(header.refcount_order)
+        self.references = References(0, self.codec.maximum)
+        self.stored = bytearray()
+        """The refcounts the image stores, one byte each; 255 stands for 255 and more, see ``stored_refcount``."""
+        self.fix_misaligned_zero: Callable[[int, int, bool], None] | None = None
+        """Told (L2 table, index, active) of zero clusters with a crooked reserve, which ``repair`` can mend."""
+        self.verb = "ERROR"
+        self._with_refcount_structure = with_refcount_structure
+        self._turn = 0
+        self._unreadable: set[int] = set()
+
+    # -- small things
+
+    async def read(self, offset: int, nbytes: int) -> bytearray:
+        """*nbytes* from *offset*; past the file's end they are zeroes."""
+        data = bytearray(nbytes)
+        if nbytes and offset < self.file_length:
+            await self.file.co_preadv(offset, IoVector.of(data))
+        return data
+
+    async def breathe(self, entries: int) -> None:
+        """Account for *entries* of work; let the loop run when enough has come together."""
+        self._turn += entries
+        if self._turn >= _TURN:
+            self._turn = 0
+            await asyncio.sleep(0)
+
+    def error(self, message: str, count: int = 1) -> None:
+        """Report a corruption."""
+        self.report(message)
+        self.result.corruptions += count
+
+    # -- counting
+
+    async def count(self) -> None:
+        """Load the stored refcounts and count all references.
+
+        LimitExceeded for more clusters than QEMU takes too; CheckResult.check_errors for tables that cannot be read.
+        """
+        self.file_length = await self.file.co_getlength()
+        self.clusters = self.geometry.clusters(self.file_length)
+        if self.clusters > INT_MAX:
+            raise LimitExceeded("The image file is too large to be checked")
+        # The last cluster may be referred to before it is written to its end, or at all: one more than there are.
+        self.references = References(self.clusters + 1, self.codec.maximum)
+        self.result.total_clusters = self.geometry.clusters(self.header.disk_size)
+        await self._load_refcounts()
+        self.add_region(0, self.geometry.cluster_size)
+        snapshots, table_bytes = await self._snapshots()
+        await self._count_l1_tables(snapshots)
+        self.add_region(self.header.snapshots_offset, table_bytes)
+        if self.header.encryption is not None:
+            self.add_region(self.header.encryption.offset, self.header.encryption.length)
+        await self._count_bitmaps()
+        if self._with_refcount_structure:
+            await self._count_refcount_structure()
+
+    def add_region(self, offset: int, nbytes: int, weight: int = 1) -> None:
+        """Count references to all clusters that *nbytes* from *offset* touch."""
+        if nbytes <= 0:
+            return
+        if offset + nbytes - self.file_length >= self.geometry.cluster_size:
+            self.error(
+                "ERROR: counting reference for region exceeding the end of the file by one cluster or more: "
+                f"offset 0x{offset:x} size 0x{nbytes:x}",
+                weight,
+            )
+            return
+        bits = self.geometry.cluster_bits
+        for cluster in range(offset >> bits, ((offset + nbytes - 1) >> bits) + 1):
+            if excess := self.references.add(cluster, weight):
+                self.error(
+                    f"ERROR: overflow cluster offset=0x{cluster << bits:x}\n"
+                    "Use qemu-img amend to increase the refcount entry width or qemu-img convert to create a clean "
+                    "copy if the image cannot be opened for writing",
+                    excess,
+                )
+
+    async def _snapshots(self) -> tuple[list[SnapshotEntry], int]:
+        header = self.header
+        try:
+            entries, nbytes = await parse_snapshots(
+                self.read, header.snapshots_offset, header.nb_snapshots, self.geometry.cluster_size, self.trust
+            )
+        except ImageError as error:
+            self.report(f"ERROR {error}")
+            self.result.check_errors += 1
+            raise
+        if header.version >= 3:
+            for index, entry in enumerate(entries):
+                if entry.extra_data_size < 16:
+                    self.error(f"ERROR snapshot table entry {index} is incomplete")
+        return entries, nbytes
+
+    async def _count_l1_tables(self, snapshots: list[SnapshotEntry]) -> None:
+        tables = [_L1Table(self.header.l1_table_offset, self.header.l1_size, True)]
+        for snapshot in snapshots:
+            name = f"snapshot {snapshot.id} ({snapshot.name})"
+            if snapshot.l1_table_offset & self.geometry.cluster_mask:
+                self.error(
+                    f"ERROR {name} l1_offset={snapshot.l1_table_offset:#x}: L1 table is not cluster aligned; "
+                    "snapshot table entry corrupted"
+                )
+            elif snapshot.l1_size * 8 > self.trust.max_l1_bytes:
+                self.error(
+                    f"ERROR {name} l1_size={snapshot.l1_size:#x}: L1 table is too large; snapshot table entry corrupted"
+                )
+            else:
+                tables.append(_L1Table(snapshot.l1_table_offset, snapshot.l1_size, False))
+        # How many L1 entries lead to each L2 table, so that every table is read once with its weight.
+        weights = References(self.clusters + 1, 1 << 62)
+        for table in tables:
+            await self._count_l1(table, weights)
+        total = len(weights.counts) - weights.counts.count(0) if self.progress else 0
+        done = 0
+        for table in tables:
+            async for _, entry in self._l1_entries(table):
+                offset = entry & L1_OFFSET_MASK
+                cluster = offset >> self.geometry.cluster_bits
+                if self.readable(offset) and (weight := weights.get(cluster)):
+                    weights.put(cluster, 0)
+                    await self._count_l2(offset, weight, active=table.active)
+                    done += 1
+                    if self.progress is not None:
+                        self.progress(done, total)
+
+    async def _count_l1(self, table: _L1Table, weights: References) -> None:
+        self.add_region(table.offset, table.entries * 8)
+        async for _, entry in self._l1_entries(table):
+            if entry & L1_RESERVED_MASK:
+                self.error(f"ERROR found L1 entry with reserved bits set: {entry:x}")
+            offset = entry & L1_OFFSET_MASK
+            self.add_region(offset, self.geometry.cluster_size)
+            if offset & self.geometry.cluster_mask:
+                self.error(f"ERROR l2_offset={offset:x}: Table is not cluster aligned; L1 entry corrupted")
+            elif offset < self.file_length:
+                weights.add(offset >> self.geometry.cluster_bits, 1)
+            if table.active and offset:
+                self._note_copied(entry, offset >> self.geometry.cluster_bits)
+
+    async def _l1_entries(self, table: _L1Table) -> AsyncIterator[tuple[int, int]]:
+        """The entries of an L1 table that are not zero, with their index."""
+        for start in range(0, table.entries, _CHUNK):
+            count = min(_CHUNK, table.entries - start)
+            data = await self.read(table.offset + start * 8, count * 8)
+            await self.breathe(count)
+            if not is_zero(data):
+                for index, entry in enumerate(table_from_bytes(data), start):
+                    if entry:
+                        yield index, entry
+
+    def readable(self, l2_offset: int) -> bool:
+        """Whether an L2 table can be there at all: at a cluster's start, in the file."""
+        return not l2_offset & self.geometry.cluster_mask and l2_offset < self.file_length
+
+    def active_l1_entries(self) -> AsyncIterator[tuple[int, int]]:
+        """(index, entry) of the active L1 table's entries that are not zero."""
+        return self._l1_entries(_L1Table(self.header.l1_table_offset, self.header.l1_size, True))
+
+    async def _count_l2(self, offset: int, weight: int, *, active: bool) -> None:
+        data = await self.read(offset, self.geometry.cluster_size)
+        if not is_zero(data):
+            walk = _L2Walk(self, offset, weight, active=active)
+            entries = table_from_bytes(data)
+            for start in range(0, len(entries), _TURN):
+                walk.entries(entries, start, min(start + _TURN, len(entries)))
+                await self.breathe(_TURN)
+
+    def _note_copied(self, entry: int, cluster: int) -> None:
+        # Only counted here, so that a sound image is read once; ``report_copied`` goes back for the words.
+        stored = self.stored[cluster] if cluster < len(self.stored) else 0
+        if (stored == 1) != bool(entry & COPIED):
+            self.copied_mistakes += 1
+
+    async def _count_bitmaps(self) -> None:
+        found = self.header.bitmaps
+        if found is None:
+            return
+        self.add_region(found.directory_offset, found.directory_size)
+        try:
+            tables = bitmap_tables(
+                bytes(await self.read(found.directory_offset, found.directory_size)),
+                found.nb_bitmaps,
+                self.geometry.cluster_size,
+                self.header.disk_size,
+            )
+        except ImageError as error:
+            self.error(f"ERROR {error}")
+            self.result.check_errors += 1
+            return
+        for table in tables:
+            self.add_region(table.offset, table.nbytes)
+            await self._count_bitmap(table)
+
+    async def _count_bitmap(self, table: Area) -> None:
+        for start in range(0, table.nbytes, _CHUNK * 8):
+            data = await self.read(table.offset + start, min(_CHUNK * 8, table.nbytes - start))
+            for entry in table_from_bytes(data):
+                place = entry & BITMAP_TABLE_OFFSET_MASK
+                reserved = entry & ~BITMAP_TABLE_OFFSET_MASK
+                if reserved & ~(0 if place else 1) or place & self.geometry.cluster_mask:
+                    self.result.corruptions += 1
+                elif place:
+                    self.add_region(place, self.geometry.cluster_size)
+            await self.breathe(_CHUNK)
+
+    # -- the refcount structure
+
+    async def _load_refcounts(self) -> None:
+        """Read the refcount table and all blocks that speak of clusters in the file."""
+        header, geometry = self.header, self.geometry
+        nbytes = header.refcount_table_clusters << geometry.cluster_bits
+        self.refcount_table = table_from_bytes(await self.read(header.refcount_table_offset, nbytes))
+        self.stored = bytearray(self.clusters + 1)
+        per_block = geometry.refcount_block_entries
+        wanted = -(-len(self.stored) // per_block)
+        for index, entry in enumerate(self.refcount_table[:wanted]):
+            offset = entry & REFCOUNT_TABLE_OFFSET_MASK
+            if offset & geometry.cluster_mask:
+                self._unreadable.add(index)
+            elif offset and offset < self.file_length:
+                low = self.codec.low_bytes(await self.read(offset, geometry.cluster_size))
+                start = index * per_block
+                room = min(per_block, len(self.stored) - start)
+                self.stored[start : start + room] = low[:room]
+                await self.breathe(per_block >> 3)
+
+    async def _count_refcount_structure(self) -> None:
+        header, geometry = self.header, self.geometry
+        self.add_region(header.refcount_table_offset, header.refcount_table_clusters << geometry.cluster_bits)
+        for index, entry in enumerate(self.refcount_table):
+            if not entry:
+                continue
+            offset = entry & REFCOUNT_TABLE_OFFSET_MASK
+            cluster = offset >> geometry.cluster_bits
+            if entry & REFCOUNT_TABLE_RESERVED_MASK:
+                self.error(f"ERROR refcount table entry {index} has reserved bits set")
+                self.rebuild = True
+            elif offset & geometry.cluster_mask:
+                self.error(f"ERROR refcount block {index} is not cluster aligned; refcount table entry corrupted")
+                self.rebuild = True
+            elif cluster >= self.clusters:
+                self.error(f"{self.verb} refcount block {index} is outside image")
+                self.rebuild = True
+            else:
+                self.add_region(offset, geometry.cluster_size)
+                if (count := self.references.get(cluster)) != 1:
+                    self.error(f"ERROR refcount block {index} refcount={count}")
+                    self.rebuild = True
+
+    async def stored_refcount(self, cluster: int) -> int:
+        """The refcount that the image stores for *cluster*, exactly."""
+        if cluster < len(self.stored) and (low := self.stored[cluster]) != _SATURATED:
+            return low
+        index, within = divmod(cluster, self.geometry.refcount_block_entries)
+        if index >= len(self.refcount_table) or index in self._unreadable:
+            return 0
+        offset = self.refcount_table[index] & REFCOUNT_TABLE_OFFSET_MASK
+        if not offset or offset & self.geometry.cluster_mask:
+            return 0
+        # One entry of at most eight bytes; below a byte, the byte it is in.
+        at = (within << self.codec.order) >> 3
+        per_byte = max(1, 8 >> self.codec.order)
+        data = await self.read(offset + at, max(1, self.codec.bits >> 3))
+        return self.codec.get(data, within % per_byte if self.codec.order < 3 else 0)
+
+    # -- comparing
+
+    async def compare(self) -> None:
+        """Compare stored refcounts with references, in the order of clusters; notes the image's end."""
+        if not self.references.counts[self.clusters]:
+            # Nothing refers past the end of the file: what is stored for there is not looked at.
+            del self.references.counts[self.clusters :]
+            del self.stored[self.clusters :]
+        highest = 0
+        async for cluster, stored, references in self.differences():
+            if stored == 0:
+                self.rebuild = True
+            if stored < references:
+                self.error(f"ERROR cluster {cluster} refcount={stored} reference={references}")
+            else:
+                self.report(f"Leaked cluster {cluster} refcount={stored} reference={references}")
+                self.result.leaks += 1
+        for data in (self.stored, self.references.counts):
+            highest = max(highest, len(data.rstrip(b"\0")) - 1)
+        self.result.image_end_offset = (highest + 1) << self.geometry.cluster_bits
+
+    async def differences(self) -> AsyncIterator[tuple[int, int, int]]:
+        """(cluster, stored, references) wherever the two differ."""
+        counts, stored = self.references.counts, self.stored
+        per_block = self.geometry.refcount_block_entries
+        for index in sorted(self._unreadable):
+            for cluster in range(index * per_block, min((index + 1) * per_block, self.clusters)):
+                self.report(f"Can't get refcount for cluster {cluster}: Input/output error")
+                self.result.check_errors += 1
+                await self.breathe(1)
+        for start in range(0, len(counts), _CHUNK):
+            mine, theirs = counts[start : start + _CHUNK], stored[start : start + _CHUNK]
+            await self.breathe(_CHUNK >> 6)
+            if mine == theirs and _SATURATED not in mine:
+                continue
+            for cluster, (one, other) in enumerate(zip(mine, theirs, strict=True), start):
+                if one == other != _SATURATED or cluster // per_block in self._unreadable:
+                    continue
+                references = self.references.get(cluster)
+                refcount = await self.stored_refcount(cluster)
+                if references != refcount:
+                    yield cluster, refcount, references
+                await self.breathe(1)
+
+    # -- the COPIED flags
+
+    async def report_copied(self) -> None:
+        """Say which COPIED flags contradict the stored refcounts, table by table."""
+        bits = self.geometry.cluster_bits
+        async for index, entry in self.active_l1_entries():
+            if not (offset := entry & L1_OFFSET_MASK):
+                continue
+            refcount = await self.stored_refcount(offset >> bits)
+            if (refcount == 1) != bool(entry & COPIED):
+                self.error(f"ERROR OFLAG_COPIED L2 cluster: l1_index={index} l1_entry={entry:x} refcount={refcount}")
+            for l2_entry in table_from_bytes(await self.read(offset, self.geometry.cluster_size)):
+                if copied_mistaken(l2_entry, self.stored, bits):
+                    refcount = await self.stored_refcount((l2_entry & L2_OFFSET_MASK) >> bits)
+                    if (refcount == 1) != bool(l2_entry & COPIED):
+                        self.error(f"ERROR OFLAG_COPIED data cluster: l2_entry={l2_entry:x} refcount={refcount}")
+            await self.breathe(self.geometry.l2_entries)
+
+
+def copied_mistaken(entry: int, stored: bytearray, bits: int) -> bool:
+    """Whether the COPIED flag of a standard L2 *entry* (most likely) contradicts the refcounts in *stored*."""
+    if entry & COMPRESSED or not entry & L2_OFFSET_MASK:
+        return False
+    cluster = (entry & L2_OFFSET_MASK) >> bits
+    return cluster >= len(stored) or (stored[cluster] == 1) != bool(entry & COPIED)
+
+
+class _L2Walk:
+    """Counts the references of one L2 table, ``weight`` times each."""
+
+    def __init__(self, checker: Checker, offset: int, weight: int, *, active: bool) -> None:
+        self.checker = checker
+        self.offset = offset
+        self.weight = weight
+        self.active = active
+        self.next_offset = 0
+        """Where the guest's next cluster would lie if the table were not fragmented; 0 before the first."""
+
+    def entries(self, table: array[int], start: int, stop: int) -> None:
+        """Count entries *start* to *stop*.
+
+        Most tables are long runs: nothing at all, or clusters side by side that only this table owns. Both are
+        told from their ends and one comparison; what is neither is halved until little is left to go through.
+        """
+        pending = [(start, stop)]
+        while pending:
+            low, high = pending.pop()
+            if self._nothing(table, low, high) or self._side_by_side(table, low, high):
+                continue
+            if high - low > _PIECE:
+                middle = (low + high) // 2
+                pending += [(middle, high), (low, middle)]
+                continue
+            for index in range(low, high):
+                if entry := table[index]:
+                    self._entry(index, entry)
+
+    def _nothing(self, table: array[int], low: int, high: int) -> bool:
+        return not table[low] and not table[high - 1] and is_zero(table[low:high])
+
+    def _side_by_side(self, table: array[int], low: int, high: int) -> bool:
+        """Plain clusters in a row, each with refcount 1, COPIED and met for the first time: count them at once."""
+        checker = self.checker
+        geometry = checker.geometry
+        first, step = table[low], geometry.cluster_size
+        if first >> 62 != 2 or table[high - 1] != first + (high - low - 1) * step:
+            return False
+        offset = first & ~COPIED
+        if not self.active or self.weight != 1 or not offset or offset & (geometry.cluster_mask | L2_RESERVED_MASK):
+            return False
+        begin = offset >> geometry.cluster_bits
+        end = begin + high - low
+        counts = checker.references.counts
+        if end > checker.clusters or table[low:high] != array("Q", range(first, first + (high - low) * step, step)):
+            return False
+        if not is_zero(memoryview(counts)[begin:end]) or checker.stored[begin:end] != b"\1" * (high - low):
+            return False
+        counts[begin:end] = b"\1" * (high - low)
+        self._note_allocated(offset, high - low)
+        return True
+
+    def _note_allocated(self, offset: int, clusters: int) -> None:
+        if self.active:
+            result = self.checker.result
+            result.allocated_clusters += clusters
+            if self.next_offset and offset != self.next_offset:
+                result.fragmented_clusters += 1
+            self.next_offset = offset + (clusters << self.checker.geometry.cluster_bits)
+
+    def _entry(self, index: int, entry: int) -> None:
+        checker, geometry = self.checker, self.checker.geometry
+        if entry & COMPRESSED:
+            self._compressed(entry)
+            return
+        if entry & L2_RESERVED_MASK:
+            checker.error(f"ERROR found l2 entry with reserved bits set: {entry:x}", self.weight)
+        offset = entry & L2_OFFSET_MASK
+        if not offset:
+            return
+        if offset & geometry.cluster_mask and self._misaligned(index, entry, offset):
+            return
+        self._note_allocated(offset, 1)
+        checker.add_region(offset, geometry.cluster_size, self.weight)
+        if self.active:
+            checker._note_copied(entry, offset >> geometry.cluster_bits)
+
+    def _compressed(self, entry: int) -> None:
+        checker = self.checker
+        place = checker.geometry.compressed(entry)
+        if entry & COPIED:
+            checker.error(
+                f"ERROR: coffset=0x{place.offset:x}: copied flag must never be set for compressed clusters",
+                self.weight,
+            )
+        checker.add_region(place.offset, place.nbytes, self.weight)
+        if self.active:
+            result = checker.result
+            result.allocated_clusters += 1
+            result.compressed_clusters += 1
+            result.fragmented_clusters += 1
+
+    def _misaligned(self, index: int, entry: int, offset: int) -> bool:
+        """Report a crooked offset; True where the entry will be mended, so that it refers to nothing."""
+        checker = self.checker
+        if not entry & checker.geometry.zero_bit:
+            checker.error(
+                f"ERROR offset={offset:x}: Data cluster is not properly aligned; L2 entry corrupted.", self.weight
+            )
+            return False
+        checker.error(
+            f"{checker.verb} offset={offset:x}: Preallocated cluster is not properly aligned; L2 entry corrupted.",
+            self.weight,
+        )
+        if checker.fix_misaligned_zero is None:
+            return False
+        checker.fix_misaligned_zero(self.offset, index, self.active)
+        return True
