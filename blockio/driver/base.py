@@ -121,15 +121,16 @@ class DriverHost(Protocol):
     def probed(self) -> bool:
         """The format was guessed from the image's first bytes because nobody said it.
 
-        A guest that owns a raw disk owns those bytes too. So a write to the first 512 bytes of a *probed* raw node must fail
-        with EPERM where the new content would be taken for another format (``probe.guess_format`` says which), and the
-        node's request alignment must be 512 so that such a write is seen whole.
+        A guest that owns a raw disk owns those bytes too. So a write to the first 512 bytes of a *probed* raw node
+        must fail with EPERM where the new content would be taken for another format (``probe.guess_format`` says
+        which), and the node's request alignment must be 512 so that such a write is seen whole.
         """
 
     def fall_back_read_only(self, message: str) -> None:
-        """The driver found that it cannot write: with ``auto_read_only`` the node becomes read-only, else ReadOnly (EACCES).
+        """The driver found, while opening, that it cannot write.
 
-        Only while opening, and only for a node that is not read-only already (then nothing happens).
+        With ``auto_read_only`` the node becomes read-only; without it ReadOnly (EACCES) with *message* is raised.
+        On a node that is read-only already nothing happens.
         """
 
     def length_changed(self) -> None:

@@ -265,7 +265,8 @@ def parse_bool(value: str, name: str = "value") -> bool:
 def parse_size(text: str, name: str = "size") -> int:
     """Bytes from ``4096``, ``64k``, ``1.5G`` or ``0x1000``.
 
-    The suffixes b k M G T P E, in either case, mean powers of 1024. A fraction needs a suffix and is rounded down. OptionError in QEMU's words for anything else and for 2^64 and more.
+    The suffixes b k M G T P E, in either case, mean powers of 1024. A fraction needs a suffix and is rounded down.
+    OptionError in QEMU's words for anything else and for 2^64 and more.
     """
     number = text.strip()
     try:

@@ -45,7 +45,7 @@ __all__ = [
 
 
 class RequestScope:
-    """``with RequestScope(node):`` around a slow-lane request, so that a drain inside it is refused instead of hanging.
+    """``with RequestScope(node):`` around a slow-lane request: a drain inside it is refused instead of hanging.
 
     *owner* is whatever a drain would wait for: a ``BlockNode`` or any ``ChildParent``. Cheap enough for each request,
     but the fast lane needs none: it cannot suspend, so nothing can drain inside it.

@@ -23,7 +23,7 @@ MAX_NAME_BYTES: Final = 31
 """QEMU keeps a node name in 32 bytes, the last of them zero."""
 
 name_guards: Final[list[Callable[[str], None]]] = []
-"""Called with each name a caller gives; raise OptionError where something else has it (``backend`` guards its own)."""
+"""Called with each name a caller gives; one raises OptionError where its own things have that name already."""
 
 _lock: Final = threading.Lock()
 _nodes: Final[weakref.WeakValueDictionary[str, BlockNode]] = weakref.WeakValueDictionary()

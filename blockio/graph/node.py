@@ -38,12 +38,12 @@ class NodeState(Enum):
 class BlockNode:
     """One node of the graph. It is the ``DriverHost`` of its driver and a ``ChildParent`` of the nodes below it.
 
-    Made by ``graph.open.open_node``; lives while somebody holds a reference (``ref``, ``unref``; every edge holds one) and
-    closes with the last. Everything is touched only in the thread of ``context``.
+    Made by ``graph.open.open_node``; lives while somebody holds a reference (``ref``, ``unref``; every edge holds
+    one) and closes with the last. Everything is touched only in the thread of ``context``.
 
-    Invariants: ``driver`` is None exactly from a fatal corruption or from the beginning of the end on: then all I/O is
-    NoMedium. ``children[edge.name] is edge`` and ``edge.parent is self``; ``edge in parents`` and ``edge.node is self``. See
-    ``graph.drain`` for ``quiesce_counter``.
+    Invariants: ``driver`` is None exactly from a fatal corruption or from the beginning of the end on: then all I/O
+    is NoMedium. ``children[edge.name] is edge`` and ``edge.parent is self``; ``edge in parents`` and ``edge.node is
+    self``. See ``graph.drain`` for ``quiesce_counter``.
     """
 
     def __init__(
@@ -329,13 +329,13 @@ class BlockNode:
         """A child is about to go; whoever detaches it refreshes what depended on it."""
 
     def can_set_context(self, edge: Edge, context: AioContext, seen: set[object]) -> None:
-        """See ``graph.context``."""
-        from blockio.graph.move import check_move  # noqa: PLC0415  # move knows nodes; a module-level import is a cycle
+        """See ``graph.move``."""
+        from blockio.graph.move import check_move  # noqa: PLC0415  # only moving needs it
 
         check_move(self, context, seen)
 
     def set_context(self, edge: Edge, context: AioContext, seen: set[object]) -> None:
-        """See ``graph.context``."""
+        """See ``graph.move``."""
         from blockio.graph.move import carry_out_move  # noqa: PLC0415  # as above
 
         carry_out_move(self, context, seen)

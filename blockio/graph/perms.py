@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
@@ -49,8 +51,9 @@ def cumulative(node: BlockNode) -> tuple[Perm, Perm]:
 class Transaction:
     """Steps that are carried out together or not at all.
 
-    ``with Transaction() as tran:`` commits at the end of the block and aborts when it raises. A step's change is made
-    when it is added; ``abort`` takes it back (in reverse order) and ``commit`` finishes it (in order). Neither may fail.
+    ``with Transaction() as tran:`` commits at the end of the block and aborts when it raises. A step's change is
+    made when it is added; ``abort`` takes it back (in reverse order) and ``commit`` finishes it (in order). Neither
+    may fail.
     """
 
     def __init__(self) -> None:
@@ -112,8 +115,8 @@ def _run_all(steps: Iterable[Callable[[], object]]) -> None:
 def refresh(tran: Transaction, nodes: Iterable[BlockNode]) -> None:
     """Recompute permissions of *nodes* and everything below, inside *tran*. Raises, then the caller aborts *tran*.
 
-    PermissionConflict: two users of a node exclude each other. ReadOnly: a read-only node would have to be written. And
-    whatever a driver's ``check_perm`` raises (ImageLocked).
+    PermissionConflict: two users of a node exclude each other. ReadOnly: a read-only node would have to be written.
+    And whatever a driver's ``check_perm`` raises (ImageLocked).
     """
     for node in _parents_first(nodes):
         _check_users(node)
@@ -123,10 +126,7 @@ def refresh(tran: Transaction, nodes: Iterable[BlockNode]) -> None:
         if driver is None:
             continue
         driver.check_perm(perm, shared)
-        tran.add(
-            commit=lambda driver=driver, perm=perm, shared=shared: driver.set_perm(perm, shared),  # type: ignore[misc]  # mypy cannot infer default arguments of a lambda
-            abort=driver.abort_perm,
-        )
+        tran.add(commit=partial(driver.set_perm, perm, shared), abort=driver.abort_perm)
         for edge in node.children.values():
             wanted, allowed = driver.child_perm(edge.name, edge.role, perm, shared)
             if edge.node.flags.force_share:
@@ -215,11 +215,9 @@ def release_edge(edge: Edge) -> None:
     edge.bind()
     if edge.parent_node is not None and edge.parent_node.children.get(edge.name) is edge:
         del edge.parent_node.children[edge.name]
-    try:
-        with Transaction() as tran:
-            refresh(tran, [node])
-    except OSError:
-        pass  # fewer users need less: what cannot be given back now is given back when the node closes
+    # Fewer users need less: what a driver cannot give back now it gives back when its node closes.
+    with suppress(OSError), Transaction() as tran:
+        refresh(tran, [node])
     if edge.quiesced_parent:
         edge.quiesced_parent = False
         edge.parent.drained_end(edge)

@@ -1,0 +1,68 @@
+"""Which format is this?
+
+Every driver's ``probe`` looks at the first bytes and says how sure it is; the surest wins, and ``raw`` is what is
+left when nobody speaks up. That is a guess, and a guest that owns a raw disk can make it wrong: see
+``DriverHost.probed``.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+from blockio.buffers import IoVector
+from blockio.driver.registry import drivers, find_driver
+from blockio.errors import BlockError
+
+__all__ = ["PROBE_BYTES", "guess_format", "probe_format"]
+
+PROBE_BYTES: Final = 2048
+"""How much of an image drivers may look at (VMDK and VHD footers apart, which no probe needs)."""
+
+_CERTAIN: Final = 100
+
+_HINTS: Final = {b"QFI\xfb": "qcow2", b"QED\0": "qed", b"KDMV": "vmdk", b"vhdxfile": "vhdx", b"conectix": "vpc"}
+"""Which driver to ask first. Only a hint: it spares loading the others when that one is certain."""
+
+
+class Reader(Protocol):
+    """What probing needs of a node or child."""
+
+    @property
+    def length(self) -> int:
+        """Bytes there are."""
+
+    async def co_preadv(self, offset: int, iov: IoVector, flags: int = 0) -> None:
+        """Read."""
+
+
+def guess_format(head: bytes, filename: str = "") -> str:
+    """The name of the format that *head* (the first ``PROBE_BYTES`` bytes, or all there are) looks most like.
+
+    Broken plugins have no say. Between equally sure drivers the first in alphabetical order wins.
+    """
+    for magic, name in _HINTS.items():
+        if head.startswith(magic):
+            try:
+                hinted = find_driver(name)
+            except BlockError:
+                continue  # not installed: whoever is may know better
+            if hinted.probe(head, filename) >= _CERTAIN:
+                return name
+    best, surest = "raw", 0
+    for name, cls in drivers().items():
+        score = cls.probe(head, filename)
+        if score > surest:
+            best, surest = name, score
+    return best
+
+
+async def probe_format(reader: Reader, filename: str) -> str:
+    """Read the beginning of *reader* and guess. Whatever the read raises goes on, prefixed."""
+    nbytes = min(PROBE_BYTES, reader.length)
+    head = bytearray(nbytes)
+    if nbytes:
+        try:
+            await reader.co_preadv(0, IoVector.of(head))
+        except BlockError as error:
+            raise error.prefixed("Could not read image for determining its format: ") from error
+    return guess_format(bytes(head), filename)

@@ -1,0 +1,152 @@
+"""Changing the graph: attach, detach, replace, insert and remove nodes, reopen.
+
+All of it happens in the thread of the nodes' context. What only links and unlinks is a plain function: nothing can
+come between. What sends an edge that is in use elsewhere drains first. A change either happens with all the
+permissions it needs or not at all.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from blockio.errors import BlockError, OptionError
+from blockio.graph import drain
+from blockio.graph.edge import Edge
+from blockio.graph.node import BlockNode
+from blockio.graph.perms import Transaction, cumulative, refresh, release_edge
+from blockio.types import Perm, Role
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from blockio.graph.path import ChildParent
+
+__all__ = ["attach_child", "child_perms", "detach_child", "replace_child", "replace_node"]
+
+
+def child_perms(parent: BlockNode, name: str, role: Role) -> tuple[Perm, Perm]:
+    """What *parent*'s driver needs of and shares on a child, given what its own users do now."""
+    driver = parent.driver
+    if driver is None:
+        raise BlockError(errno=errno.ENOMEDIUM)
+    return driver.child_perm(name, role, *cumulative(parent))
+
+
+def attach_child(
+    parent: ChildParent, node: BlockNode, name: str, role: Role, perm: Perm, shared: Perm = Perm.ALL
+) -> Edge:
+    """A new edge from *parent* to *node* (QEMU's bdrv_attach_child, bdrv_root_attach_child).
+
+    Takes a reference of its own on *node*. Where *node* is drained, *parent* is told to be quiet before it can send
+    anything. Raises PermissionConflict, ReadOnly, ImageLocked (nothing has changed), OptionError for a cycle,
+    RuntimeError for a closed node or a name in use.
+    """
+    parent_node = parent if isinstance(parent, BlockNode) else None
+    if node.refcnt == 0:
+        raise RuntimeError(f"node '{node.node_name}' is closed")
+    if node.flags.force_share and parent_node is not None:
+        shared = Perm.ALL
+    edge = Edge(parent, node, name, role, perm, shared, parent_node=parent_node)
+    if parent_node is not None:
+        if name in parent_node.children:
+            raise RuntimeError(f"node '{parent_node.node_name}' already has a child '{name}'")
+        _refuse_cycle(parent_node, node, name)
+    with Transaction() as tran:
+        _link(tran, edge, node)
+        refresh(tran, [node])
+    return edge
+
+
+async def detach_child(edge: Edge) -> None:
+    """Take *edge* out of the graph and give its reference back, which may close the node.
+
+    Nothing may be in flight through the edge: drain its node (or know better) first. Raises what closing raises;
+    the edge is gone nevertheless.
+    """
+    release_edge(edge)
+    await edge.node.unref()
+
+
+async def replace_child(edge: Edge, node: BlockNode) -> None:
+    """Let *edge* lead to *node* instead (QEMU's bdrv_replace_child_bs). Its perm and shared stay what they are.
+
+    Both nodes are drained meanwhile. Raises as ``attach_child``, and then nothing has changed.
+    """
+    await _replace([edge], node)
+
+
+async def replace_node(old: BlockNode, new: BlockNode, *, keep: Iterable[Edge] = ()) -> None:
+    """Let every user of *old* use *new* instead, but those in *keep* (QEMU's bdrv_replace_node)."""
+    kept = set(keep)
+    await _replace([edge for edge in old.parents if edge not in kept], new)
+
+
+async def _replace(edges: list[Edge], node: BlockNode) -> None:
+    if not edges:
+        return
+    old = edges[0].node
+    if node.refcnt == 0:
+        raise RuntimeError(f"node '{node.node_name}' is closed")
+    for edge in edges:
+        if edge.parent_node is not None:
+            _refuse_cycle(edge.parent_node, node, edge.name)
+    node.ref()  # held until the edges hold theirs, so that draining cannot outlive it
+    old.ref()
+    try:
+        async with drain.drained(old), drain.drained(node):
+            with Transaction() as tran:
+                for edge in edges:
+                    _link(tran, edge, node)
+                refresh(tran, [node, old])
+            for _ in edges:
+                old.refcnt -= 1  # the references of the edges; ours keeps it from zero
+    finally:
+        await node.unref()
+        await old.unref()
+
+
+def _link(tran: Transaction, edge: Edge, node: BlockNode) -> None:
+    """Point *edge* at *node*, inside *tran*. The lists change at once, everybody is told when it is certain."""
+    old = edge.node if edge.attached else None
+    parent = edge.parent_node
+    was_attached = edge.attached
+    index = old.parents.index(edge) if old is not None else 0
+
+    def undo() -> None:
+        node.parents.remove(edge)
+        if old is not None:
+            old.parents.insert(index, edge)
+            edge.node = old
+        elif parent is not None:
+            del parent.children[edge.name]
+        edge.attached = was_attached
+
+    def carry_out() -> None:
+        node.ref()
+        # Quiet the parent before it can use the new way, release it only when it has one.
+        if node.quiesce_counter and not edge.quiesced_parent:
+            edge.quiesced_parent = True
+            edge.parent.drained_begin(edge)
+        edge.bind()
+        edge.parent.attached(edge)
+        if not node.quiesce_counter and edge.quiesced_parent:
+            edge.quiesced_parent = False
+            edge.parent.drained_end(edge)
+
+    if old is not None:
+        edge.parent.detached(edge)
+        old.parents.remove(edge)
+    elif parent is not None:
+        parent.children[edge.name] = edge
+    edge.node = node
+    edge.attached = True
+    node.parents.append(edge)
+    tran.add(commit=carry_out, abort=undo)
+
+
+def _refuse_cycle(parent: BlockNode, node: BlockNode, name: str) -> None:
+    if parent.is_below(node):
+        raise OptionError(
+            f"Making '{node.node_name}' a {name} child of '{parent.node_name}' would create a cycle", errno.EINVAL
+        )
