@@ -1,0 +1,215 @@
+"""Requests that start now and call back: the ``aio_`` form.
+
+Stands on the system *aio-callbacks* of the reference document: the callback runs exactly once, never before the call
+that started the request has returned, with 0 or a negative errno; only then is the request no longer in flight and do
+those go on who await it. Only in the backend's own loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Callable, Coroutine, Generator
+from operator import index
+from typing import TYPE_CHECKING, Any
+
+from blockio.aio.context import finish
+from blockio.backend.requests import Requests, readable_vector, writable_vector
+from blockio.graph.drain import RequestScope
+
+if TYPE_CHECKING:
+    from blockio.buffers import BufferLike
+    from blockio.types import RequestFlags
+
+__all__ = ["AioForms", "AioRequest"]
+
+_HOW = "use the co_ form, which hops over, or blk.context.schedule_bh"
+
+
+class AioRequest:
+    """One request under way. Await it for its end (and its error), or let it call back.
+
+    Invariant: from its making until its callback has returned it is either parked on its backend (``_turn``) or in
+    flight there. Cancelling who awaits it cancels the request, and lets the awaiter go once the memory is no longer in
+    use.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_blk",
+        "_cancelled",
+        "_cb",
+        "_error",
+        "_looked_at",
+        "_ret",
+        "_start",
+        "_task",
+        "_turn",
+        "_waiter",
+    )
+
+    def __init__(
+        self,
+        blk: AioForms,
+        start: Callable[[], Coroutine[Any, Any, None]] | None,
+        cb: Callable[[int], object] | None,
+    ) -> None:
+        """Not for callers. *start* None: the request is done already (fast lane) and completes in the next turn."""
+        self._blk = blk
+        self._start = start
+        self._cb = cb
+        self._ret: int | None = None
+        self._error: BaseException | None = None
+        self._looked_at = cb is not None
+        self._cancelled = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._turn: asyncio.Future[None] | None = None
+        blk.inc_in_flight()
+        if start is None:
+            blk.context.call_soon(self._complete, None)
+        elif blk._must_park():
+            # Here and not in the task, which runs later: the order of arrival is the order of the calls.
+            self._turn = blk._park()
+            self._turn.add_done_callback(self._unparked)
+        else:
+            self._begin()
+
+    def _begin(self) -> None:
+        self._task = self._blk.context.loop.create_task(self._run())
+        self._task.add_done_callback(self._ended)
+
+    async def _run(self) -> None:
+        assert self._start is not None
+        with RequestScope(self._blk):
+            await self._start()
+
+    def _unparked(self, turn: asyncio.Future[None]) -> None:
+        self._turn = None
+        if turn.cancelled():
+            self._blk.inc_in_flight()
+        else:
+            self._blk._arrived()
+        if self._cancelled:
+            self._complete(asyncio.CancelledError())
+        else:
+            self._begin()
+
+    @property
+    def ret(self) -> int | None:
+        """0, a negative errno (-ECANCELED where it was cancelled), or None while under way."""
+        return self._ret
+
+    def done(self) -> bool:
+        """Whether it has completed and called back."""
+        return self._ret is not None
+
+    def cancel_async(self) -> None:
+        """Ask it to end early (``blk_aio_cancel_async``). It completes, and calls back, as soon as it may."""
+        self._cancelled = True
+        if self._turn is not None:
+            self._turn.cancel()
+        elif self._task is not None:
+            self._task.cancel()
+
+    async def cancel(self) -> None:
+        """Ask it to end early and wait until it has completed and called back (``blk_aio_cancel``).
+
+        Raises nothing of the request's own: see ``ret`` for how it ended.
+        """
+        self._looked_at = True
+        self.cancel_async()
+        if self._ret is None:
+            await finish(self._end())
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return self._wait().__await__()
+
+    async def _wait(self) -> None:
+        self._looked_at = True
+        if self._ret is None:
+            await finish(self._end(), self.cancel_async)
+        if self._error is not None:
+            raise self._error
+
+    def _end(self) -> asyncio.Future[None]:
+        if self._waiter is None:
+            self._waiter = self._blk.context.loop.create_future()
+        return self._waiter
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._complete(asyncio.CancelledError() if task.cancelled() else task.exception())
+
+    def _complete(self, error: BaseException | None) -> None:
+        self._error = error
+        if error is None:
+            self._ret = 0
+        elif isinstance(error, asyncio.CancelledError):
+            self._ret = -errno.ECANCELED
+            self._looked_at = True
+        else:
+            self._ret = -((error.errno if isinstance(error, OSError) else None) or errno.EIO)
+        self._task = self._start = None
+        try:
+            if self._cb is not None:
+                self._cb(self._ret)
+        finally:  # an error of the callback's is the loop's to report
+            self._blk.dec_in_flight()
+            if self._waiter is not None and not self._waiter.done():
+                self._waiter.set_result(None)
+
+    def __del__(self) -> None:
+        if not self._looked_at and self._error is not None:
+            self._blk.context.loop.call_exception_handler(
+                {"message": "An AioRequest failed and nobody looked", "exception": self._error}
+            )
+
+
+class AioForms(Requests):
+    """The ``aio_`` form of every request. Checks and errors are those of the ``co_`` form."""
+
+    def aio_preadv(
+        self, offset: int, iov: BufferLike, flags: RequestFlags | int = 0, cb: Callable[[int], object] | None = None
+    ) -> AioRequest:
+        """Start filling *iov* from *offset*; *iov* belongs to the request until it has called back."""
+        self._must_be_home("aio_preadv", _HOW)
+        if not flags and self.try_preadv(offset, iov):
+            return AioRequest(self, None, cb)
+        vector, at = writable_vector(iov), index(offset)
+        return AioRequest(self, lambda: self._do_preadv(at, vector, flags), cb)
+
+    def aio_pwritev(
+        self, offset: int, iov: BufferLike, flags: RequestFlags | int = 0, cb: Callable[[int], object] | None = None
+    ) -> AioRequest:
+        """Start writing *iov* at *offset*; *iov* must not change until the request has called back."""
+        self._must_be_home("aio_pwritev", _HOW)
+        if not flags and self.try_pwritev(offset, iov):
+            return AioRequest(self, None, cb)
+        vector, at = readable_vector(iov), index(offset)
+        return AioRequest(self, lambda: self._do_pwritev(at, vector, flags), cb)
+
+    def aio_pwrite_zeroes(
+        self, offset: int, nbytes: int, flags: RequestFlags | int = 0, cb: Callable[[int], object] | None = None
+    ) -> AioRequest:
+        """Start making *nbytes* from *offset* read as zeroes."""
+        self._must_be_home("aio_pwrite_zeroes", _HOW)
+        at, count = index(offset), _count(nbytes)
+        return AioRequest(self, lambda: self._do_pwrite_zeroes(at, count, flags), cb)
+
+    def aio_pdiscard(self, offset: int, nbytes: int, cb: Callable[[int], object] | None = None) -> AioRequest:
+        """Start discarding *nbytes* from *offset*."""
+        self._must_be_home("aio_pdiscard", _HOW)
+        at, count = index(offset), _count(nbytes)
+        return AioRequest(self, lambda: self._do_pdiscard(at, count), cb)
+
+    def aio_flush(self, cb: Callable[[int], object] | None = None) -> AioRequest:
+        """Start a flush of every write that has completed before this call."""
+        self._must_be_home("aio_flush", _HOW)
+        return AioRequest(self, self._do_flush, cb)
+
+
+def _count(nbytes: int) -> int:
+    count = index(nbytes)
+    if count < 0:
+        raise ValueError(f"a request of {count} bytes")
+    return count

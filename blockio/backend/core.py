@@ -1,0 +1,250 @@
+"""What all systems of a BlockBackend share: the root, the counts, the queue of parked requests.
+
+The reference document describes a BlockBackend in some thirty systems. Each lives in a file beside this one, as
+a class that stands on ``BackendCore`` and adds methods; ``backend.py`` puts them together. Only this file holds
+state that more than one system changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Final
+
+from blockio.aio.context import AioContext
+from blockio.errors import NoMedium
+from blockio.graph.drain import RequestScope
+from blockio.types import Perm
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from typing_extensions import Buffer
+
+    from blockio.driver.base import BlockDriver
+    from blockio.graph.edge import Edge
+    from blockio.graph.node import BlockNode
+
+__all__ = ["FAIRNESS_BUDGET", "REQUEST_COST", "BackendCore", "Entered"]
+
+FAIRNESS_BUDGET: Final = 4 << 20
+"""After requests worth this many bytes completed inline, a backend gives the loop a turn: about a millisecond."""
+
+REQUEST_COST: Final = 32 << 10
+"""What a request costs besides its bytes, so that small requests are counted by their number."""
+
+
+class BackendCore:
+    """The state of a BlockBackend.
+
+    Invariants:
+
+    * Everything here is touched only in the thread of ``_context``; see ``in_own_loop``.
+    * ``_in_flight`` counts the requests that entered and did not leave; a parked request is not in flight. Whoever
+      brings it to zero wakes those who drain. Requests that end in NoMedium are counted like all others.
+    * While ``_quiesce`` > 0 no request goes on to the root, unless ``_queuing`` is off. Parked requests go on in the
+      order of their arrival: between the end of a drained section and the moment the last one released runs,
+      newcomers park behind them (``_released`` > 0).
+    * ``_fast_read`` and ``_fast_write`` are set exactly while nothing forbids the fast lane: a root, no drain, nobody
+      parked (and for writes: the permission, and the write cache on). ``_driver`` is then the root's driver.
+    """
+
+    def __init__(self, perm: Perm, shared: Perm, context: AioContext | None = None) -> None:
+        self._context = AioContext.current() if context is None else context
+        self._loop = self._context.loop
+        self._perm = perm
+        self._shared = shared
+        self._name = ""
+        self._closed = False
+        self._root: Edge | None = None
+        self._driver: BlockDriver | None = None
+        self._fast_read: Callable[[int, Sequence[Buffer], int], bool] | None = None
+        self._fast_write: Callable[[int, Sequence[Buffer], int], bool] | None = None
+        self._budget = FAIRNESS_BUDGET
+        self._enable_write_cache = True
+        self._allow_write_beyond_eof = False
+        self._in_flight = 0
+        self._quiesce = 0
+        self._queuing = True
+        self._parked: deque[asyncio.Future[None]] = deque()
+        self._released = 0
+        self._idle_waiters: list[asyncio.Future[None]] = []
+
+    # -- facts
+
+    @property
+    def context(self) -> AioContext:
+        """The event loop and thread this backend and its nodes live in (``blk_get_aio_context``)."""
+        return self._context
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests have entered and not left; parked ones are not counted."""
+        return self._in_flight
+
+    @property
+    def root(self) -> Edge | None:
+        """The edge to the root node, or None while empty (``blk_root``)."""
+        return self._root
+
+    @property
+    def bs(self) -> BlockNode | None:
+        """The root node, or None while empty (``blk_bs``)."""
+        return None if self._root is None else self._root.node
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``close`` was called."""
+        return self._closed
+
+    def is_inserted(self) -> bool:
+        """Whether there is a root node with a working driver (``blk_is_inserted``)."""
+        root = self._root
+        return root is not None and root.attached and root.node.driver is not None
+
+    def is_available(self) -> bool:
+        """Whether requests can be served at all; where not they fail with NoMedium (``blk_is_available``)."""
+        return self.is_inserted()
+
+    def _edge(self, message: str = "") -> Edge:
+        """The root, for a request; RuntimeError after ``close``, NoMedium where none is available."""
+        if self._closed:
+            raise RuntimeError(f"{self._describe()} is closed")
+        root = self._root
+        if root is None or not self.is_available():
+            raise NoMedium(message)
+        return root
+
+    def _describe(self) -> str:
+        return f"block backend '{self._name}'" if self._name else "block backend"
+
+    # -- threads
+
+    def in_own_loop(self) -> bool:
+        """Whether the caller runs in this backend's loop."""
+        return asyncio.events._get_running_loop() is self._loop
+
+    def _must_be_home(self, what: str, instead: str) -> None:
+        if not self.in_own_loop():
+            raise RuntimeError(f"{what} belongs into the backend's own event loop; {instead}")
+
+    # -- the lanes
+
+    def _bind_lanes(self) -> None:
+        """Something that decides over the fast lane changed."""
+        root = self._root
+        # While nobody drains and nobody was just released, nobody is parked either.
+        if root is None or not root.attached or self._quiesce or self._released:
+            self._driver = self._fast_read = self._fast_write = None
+            return
+        self._driver = root.node.driver
+        if self._driver is None:
+            self._fast_read = self._fast_write = None
+            return
+        self._fast_read = root.try_preadv
+        writes = self._perm & Perm.WRITE and self._enable_write_cache
+        self._fast_write = root.try_pwritev if writes else None
+
+    # -- counting
+
+    def inc_in_flight(self) -> None:
+        """A request entered (``blk_inc_in_flight``). Pair with ``dec_in_flight``."""
+        self._in_flight += 1
+
+    def dec_in_flight(self) -> None:
+        """A request left (``blk_dec_in_flight``); the last one wakes whoever drains."""
+        self._in_flight -= 1
+        if self._in_flight == 0:
+            if self._root is not None:
+                self._root.node.kick()
+            waiters, self._idle_waiters = self._idle_waiters, []
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    async def _wait_idle(self) -> None:
+        """Until nothing is in flight. Requests without a medium are counted here and nowhere else."""
+        while self._in_flight:
+            waiter: asyncio.Future[None] = self._loop.create_future()
+            self._idle_waiters.append(waiter)
+            await waiter
+
+    # -- parking
+
+    def _must_park(self) -> bool:
+        """Whether a request that arrives now has to wait its turn."""
+        return self._queuing and (self._quiesce > 0 or self._released > 0)
+
+    def _park(self) -> asyncio.Future[None]:
+        """A place in the queue, for a request that is in flight and is not so while parked.
+
+        The future ends when the request may go on: it is in flight again, and says so with ``_arrived`` when it runs.
+        Cancelling the future gives the place up.
+
+        Not a Condition: its waiters compete with newcomers once they are woken, and a second drain between waking and
+        running would put them behind later ones. Here the one who ends the drain lets each go by itself.
+        """
+        turn: asyncio.Future[None] = self._loop.create_future()
+        self._parked.append(turn)
+        self.dec_in_flight()
+        return turn
+
+    async def _wait_while_drained(self) -> None:
+        """``blk_wait_while_drained``, for a request that is in flight; it is so again afterwards, even if cancelled."""
+        if not self._must_park():
+            return
+        turn = self._park()
+        try:
+            await turn
+        finally:
+            if turn.cancelled():
+                self.inc_in_flight()
+            else:
+                self._arrived()
+
+    def _arrived(self) -> None:
+        """One of the released runs again; behind the last one those may go who parked meanwhile."""
+        self._released -= 1
+        if self._released == 0:
+            self._release()
+
+    def _release(self) -> None:
+        """Let the parked requests go on, unless drained again. They are in flight from here on."""
+        if self._quiesce or self._released:
+            return
+        parked, self._parked = self._parked, deque()
+        for turn in parked:
+            if not turn.done():
+                self._released += 1
+                self._in_flight += 1
+                turn.set_result(None)
+        self._bind_lanes()
+
+    def _quiesce_begin(self) -> None:
+        self._quiesce += 1
+        if self._quiesce == 1:
+            self._bind_lanes()
+
+    def _quiesce_end(self) -> None:
+        if self._quiesce == 0:
+            raise RuntimeError(f"{self._describe()} is not drained")
+        self._quiesce -= 1
+        if self._quiesce == 0:
+            self._release()
+
+
+class Entered(RequestScope):
+    """``with Entered(blk):`` around a request: it is in flight, and a drain inside it is a mistake."""
+
+    __slots__ = ()
+    owner: BackendCore
+
+    def __enter__(self) -> RequestScope:
+        self.owner.inc_in_flight()
+        return super().__enter__()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        super().__exit__(kind, error, tb)
+        self.owner.dec_in_flight()

@@ -1,0 +1,331 @@
+"""Requests as coroutines: checks, parking, and the two lanes at their top.
+
+Stands on the systems *request-checks*, *co-read-write*, *zeroes*, *discard*, *flush* and *truncate* of the reference
+document. Offsets and lengths are bytes; the memory says how long a read or write is. Each request
+
+1. tries the fast lane, a plain function from here down to the file engine that never suspends;
+2. otherwise is counted as in flight, parks while the backend is drained, is checked in the document's order, and goes
+   down the root edge.
+
+Cancelling one is safe at every await: it takes effect once the memory is no longer in use, and the backend works on.
+From a loop that is not the backend's own the call hops over and comes back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio.events import _get_running_loop
+from operator import index
+from typing import TYPE_CHECKING, Final
+
+from blockio.backend.core import FAIRNESS_BUDGET, REQUEST_COST, BackendCore, Entered
+from blockio.buffers import IoVector
+from blockio.errors import OutOfRange, ReadOnly
+from blockio.types import INT_MAX, Perm, PreallocMode, RequestFlags
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from typing_extensions import Buffer
+
+    from blockio.buffers import BufferLike
+    from blockio.graph.edge import Edge
+    from blockio.types import BlockInfo, BlockLimits, BlockStatus
+
+__all__ = ["Requests", "readable_vector", "writable_vector"]
+
+# Plain integers: combining IntFlags costs a microsecond.
+_FUA: Final = int(RequestFlags.FUA)
+_WRITE_UNCHANGED: Final = int(RequestFlags.WRITE_UNCHANGED)
+_WRITES_UNCHANGED: Final = Perm.WRITE | Perm.WRITE_UNCHANGED
+_SECTOR: Final = 512
+
+
+def writable_vector(iov: BufferLike) -> IoVector:
+    """The memory of a read. TypeError where it is not memory or may not be written to."""
+    vector = IoVector.of(iov)
+    for view in vector.views:
+        if view.readonly:
+            raise TypeError("a read needs writable memory (bytearray, memoryview of one, mmap)")
+    return vector
+
+
+def readable_vector(iov: BufferLike) -> IoVector:
+    """The memory of a write. TypeError where it is not memory."""
+    return IoVector.of(iov)
+
+
+class Requests(BackendCore):
+    """The coroutine form of every request, and ``try_preadv``/``try_pwritev`` for who wants only the fast lane."""
+
+    # -- reads
+
+    def try_preadv(self, offset: int, iov: BufferLike) -> bool:
+        """Fill *iov* from *offset* now if that needs no waiting at all; else answer False, having done nothing.
+
+        False also in any thread or loop but the backend's own, while drained, and for requests that are in error:
+        ``co_preadv`` tells which. TypeError for memory that cannot be written to.
+        """
+        read = self._fast_read
+        if read is None or _get_running_loop() is not self._loop:
+            return False
+        bufs: Sequence[Buffer]
+        if type(iov) is bytearray:
+            nbytes = len(iov)
+            bufs = (iov,)
+        elif type(iov) is memoryview and not iov.readonly and iov.c_contiguous:
+            nbytes = iov.nbytes
+            bufs = (iov,)
+        else:
+            vector = writable_vector(iov)
+            nbytes = vector.nbytes
+            bufs = vector.views
+        if not nbytes or offset < 0 or offset + nbytes > self._driver.length:  # type: ignore[union-attr]  # set with _fast_read
+            return False
+        if read(offset, bufs, nbytes):
+            self._budget -= nbytes + REQUEST_COST
+            return True
+        return False
+
+    async def co_preadv(self, offset: int, iov: BufferLike, flags: RequestFlags | int = 0) -> None:
+        """Fill *iov* (one writable buffer or a list of them) with the disk's bytes from *offset* on.
+
+        OutOfRange (EIO) for a request of more than 2^31-1 bytes, at a negative offset or past the end; NoMedium;
+        TypeError for memory that cannot be written to; any error of the layers below.
+        """
+        if not flags and self.try_preadv(offset, iov):
+            if self._budget < 0:
+                await self._give_a_turn()
+            return
+        if _get_running_loop() is not self._loop:
+            await self._context.run(self.co_preadv(offset, iov, flags))
+            return
+        vector = writable_vector(iov)
+        with Entered(self):
+            await self._wait_while_drained()
+            await self._do_preadv(index(offset), vector, flags)
+
+    async def _do_preadv(self, offset: int, vector: IoVector, flags: RequestFlags | int) -> None:
+        edge = self._check_byte_request(offset, vector.nbytes)
+        await edge.co_preadv(offset, vector, flags)
+
+    async def _give_a_turn(self) -> None:
+        """Inline completions never suspend: without this a busy reader would starve the loop."""
+        self._budget = FAIRNESS_BUDGET
+        await asyncio.sleep(0)
+
+    # -- writes
+
+    def try_pwritev(self, offset: int, iov: BufferLike) -> bool:
+        """Write *iov* at *offset* now if that needs no waiting; else answer False, having written nothing."""
+        write = self._fast_write
+        if write is None or _get_running_loop() is not self._loop:
+            return False
+        bufs: Sequence[Buffer]
+        if type(iov) is bytes or type(iov) is bytearray:
+            nbytes = len(iov)
+            bufs = (iov,)
+        elif type(iov) is memoryview and iov.c_contiguous:
+            nbytes = iov.nbytes
+            bufs = (iov,)
+        else:
+            vector = readable_vector(iov)
+            nbytes = vector.nbytes
+            bufs = vector.views
+        if not nbytes or offset < 0 or offset + nbytes > self._driver.length:  # type: ignore[union-attr]  # set with _fast_write
+            return False
+        if write(offset, bufs, nbytes):
+            self._budget -= nbytes + REQUEST_COST
+            return True
+        return False
+
+    async def co_pwritev(self, offset: int, iov: BufferLike, flags: RequestFlags | int = 0) -> None:
+        """Write *iov* (one buffer or a list of them) at *offset*. With the write cache off it is durable afterwards.
+
+        Errors as ``co_preadv``; also ReadOnly (EPERM). After an error or a cancellation each byte of the range is
+        either the old or the new one.
+        """
+        if not flags and self.try_pwritev(offset, iov):
+            if self._budget < 0:
+                await self._give_a_turn()
+            return
+        if _get_running_loop() is not self._loop:
+            await self._context.run(self.co_pwritev(offset, iov, flags))
+            return
+        vector = readable_vector(iov)
+        with Entered(self):
+            await self._wait_while_drained()
+            await self._do_pwritev(index(offset), vector, flags)
+
+    async def co_pwritev_part(
+        self, offset: int, nbytes: int, iov: BufferLike, iov_offset: int, flags: RequestFlags | int = 0
+    ) -> None:
+        """Write the *nbytes* bytes of *iov* that begin at its byte *iov_offset*. ValueError where *iov* is shorter."""
+        await self.co_pwritev(offset, readable_vector(iov).slice(iov_offset, nbytes).views, flags)
+
+    async def _do_pwritev(self, offset: int, vector: IoVector, flags: RequestFlags | int) -> None:
+        edge = self._check_write(offset, vector.nbytes, flags)
+        if not self._enable_write_cache:
+            flags = flags | _FUA
+        await edge.co_pwritev(offset, vector, flags)
+
+    async def co_pwrite_zeroes(self, offset: int, nbytes: int, flags: RequestFlags | int = 0) -> None:
+        """Make *nbytes* from *offset* read as zeroes, by whatever is cheapest; MAY_UNMAP allows giving space back.
+
+        NO_FALLBACK: UnsupportedFeature instead of writing zeroes by hand. Errors as ``co_pwritev``.
+        """
+        if _get_running_loop() is not self._loop:
+            await self._context.run(self.co_pwrite_zeroes(offset, nbytes, flags))
+            return
+        _not_negative(nbytes)
+        with Entered(self):
+            await self._wait_while_drained()
+            await self._do_pwrite_zeroes(index(offset), index(nbytes), flags)
+
+    async def _do_pwrite_zeroes(self, offset: int, nbytes: int, flags: RequestFlags | int) -> None:
+        edge = self._check_write(offset, nbytes, flags)
+        if not self._enable_write_cache:
+            flags = flags | _FUA
+        await edge.co_pwrite_zeroes(offset, nbytes, flags)
+
+    # -- discard, flush, truncate
+
+    async def co_pdiscard(self, offset: int, nbytes: int) -> None:
+        """The disk's user no longer needs these bytes. Does nothing unless the image was opened with discard=unmap."""
+        if _get_running_loop() is not self._loop:
+            await self._context.run(self.co_pdiscard(offset, nbytes))
+            return
+        _not_negative(nbytes)
+        with Entered(self):
+            await self._wait_while_drained()
+            await self._do_pdiscard(index(offset), index(nbytes))
+
+    async def _do_pdiscard(self, offset: int, nbytes: int) -> None:
+        edge = self._check_write(offset, nbytes, 0)
+        await edge.co_pdiscard(offset, nbytes)
+
+    async def co_flush(self) -> None:
+        """Put every write that has completed so far onto stable storage. NoMedium while empty."""
+        if _get_running_loop() is not self._loop:
+            await self._context.run(self.co_flush())
+            return
+        with Entered(self):
+            await self._wait_while_drained()
+            await self._do_flush()
+
+    async def _do_flush(self) -> None:
+        await self._edge().co_flush()
+
+    async def co_truncate(
+        self,
+        length: int,
+        *,
+        exact: bool = False,
+        prealloc: PreallocMode | str = "off",
+        flags: RequestFlags | int = 0,
+    ) -> None:
+        """Set the disk's length in bytes; new bytes read as zeroes. *exact*: no longer than that either.
+
+        NoMedium ("No medium inserted"); ReadOnly; UnsupportedFeature. As in the reference document it neither parks
+        nor counts as a request of the backend, so that a drained backend can be resized.
+        """
+        if _get_running_loop() is not self._loop:
+            await self._context.run(self.co_truncate(length, exact=exact, prealloc=prealloc, flags=flags))
+            return
+        if index(length) < 0:
+            raise ValueError(f"a disk cannot be {length} bytes long")
+        edge = self._edge("No medium inserted")
+        await edge.co_truncate(length, exact=exact, prealloc=prealloc, flags=flags)
+
+    # -- facts
+
+    def getlength(self) -> int:
+        """The disk's length in bytes as last known (``blk_getlength``). NoMedium while empty. Never suspends."""
+        return self._edge().length
+
+    async def co_getlength(self) -> int:
+        """The disk's length in bytes, asked anew where it can change behind our back. NoMedium while empty."""
+        if _get_running_loop() is not self._loop:
+            return await self._context.run(self.co_getlength())
+        return await self._edge().co_getlength()
+
+    def nb_sectors(self) -> int:
+        """The length in units of 512 bytes, rounded up. NoMedium while empty."""
+        return -(-self.getlength() // _SECTOR)
+
+    def get_geometry(self) -> int:
+        """The length in units of 512 bytes; 0 while empty."""
+        return 0 if self._root is None else self.nb_sectors()
+
+    @property
+    def limits(self) -> BlockLimits:
+        """What the root takes in one request before it is split or padded. NoMedium while empty."""
+        return self._edge().limits
+
+    async def co_block_status(self, offset: int, nbytes: int, *, want_zero: bool = True) -> BlockStatus:
+        """What the first bytes from *offset* hold, as far as one answer reaches; see ``BlockStatus``.
+
+        Counted, parked and checked like a read.
+        """
+        if _get_running_loop() is not self._loop:
+            return await self._context.run(self.co_block_status(offset, nbytes, want_zero=want_zero))
+        _not_negative(nbytes)
+        with Entered(self):
+            await self._wait_while_drained()
+            edge = self._check_byte_request(offset, nbytes)
+            return await edge.co_block_status(offset, nbytes, want_zero=want_zero)
+
+    async def co_get_info(self) -> BlockInfo:
+        """Cluster size and state of the root's driver. NoMedium while empty."""
+        if _get_running_loop() is not self._loop:
+            return await self._context.run(self.co_get_info())
+        return await self._edge().co_get_info()
+
+    # -- switches
+
+    @property
+    def enable_write_cache(self) -> bool:
+        """Whether a write may be acknowledged before it is durable; while off every write carries FUA."""
+        return self._enable_write_cache
+
+    def set_enable_write_cache(self, wce: bool) -> None:
+        """Turn the write cache on or off for the writes that begin from now on."""
+        self._enable_write_cache = wce
+        self._bind_lanes()
+
+    def set_allow_write_beyond_eof(self, allow: bool) -> None:
+        """Whether requests may reach past the end of the disk (image creation needs that)."""
+        self._allow_write_beyond_eof = allow
+
+    def set_disable_request_queuing(self, disable: bool) -> None:
+        """True lets requests run while drained instead of parking them. Those already parked stay."""
+        self._queuing = not disable
+
+    # -- checks
+
+    def _check_byte_request(self, offset: int, nbytes: int) -> Edge:
+        """The reference document's checks in its order (``blk_check_byte_request``); zero bytes at the end are fine."""
+        if nbytes > INT_MAX:
+            raise OutOfRange
+        edge = self._edge()
+        if offset < 0:
+            raise OutOfRange
+        if not self._allow_write_beyond_eof:
+            length = edge.length
+            if offset > length or length - offset < nbytes:
+                raise OutOfRange
+        return edge
+
+    def _check_write(self, offset: int, nbytes: int, flags: RequestFlags | int) -> Edge:
+        edge = self._check_byte_request(offset, nbytes)
+        if edge.read_only:
+            raise ReadOnly
+        # The document asserts this one: a user of the backend who never asked to write.
+        if not self._perm & (_WRITES_UNCHANGED if flags & _WRITE_UNCHANGED else Perm.WRITE):
+            raise ReadOnly(f"{self._describe()} was opened without the permission to write")
+        return edge
+
+
+def _not_negative(nbytes: int) -> None:
+    if nbytes < 0:
+        raise ValueError(f"a request of {nbytes} bytes")
