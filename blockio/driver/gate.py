@@ -2,7 +2,8 @@
 
 Whenever an image's *content* would make the library open something (a backing file, a data file, an extent) or
 guess a format, the wish is put as a ``Reference`` to the caller's ``OpenGate``, which allows, denies or
-replaces it. What the caller names in its own options never passes the gate: the caller asked for it.
+replaces it. What the caller names in its own options never passes the gate, the caller asked for it; but where it
+does not say the format either, the probe does.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class ReferenceKind(Enum):
     DATA_FILE = "data file"
     EXTENT = "extent"
     PROBE = "format probe"
-    """The image does not say which format *target* has, or the caller did not: may the bytes decide?"""
+    """Nobody says which format *target* has: may its bytes decide? Asked for what the caller names, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Reference:
 
     kind: ReferenceKind
     image: str
-    """The file name of the image that asks."""
+    """The file name of the image that asks; empty where the caller named *target* (only for PROBE)."""
     target: str
     """What it wants: a path resolved against the image's folder, or a protocol or ``json:`` name as written."""
     format: str | None = None
@@ -93,7 +94,16 @@ class AllowAll(_Constant):
 
 
 class DenyAll(_Constant):
-    """Nothing: the library's default."""
+    """Nothing that an image names: the library's default. The format of the caller's own file may be probed.
+
+    A wrongly guessed format can then reach no other file, and ``DriverHost.probed`` keeps a raw disk raw.
+    """
 
     def __init__(self) -> None:
-        super().__init__(lambda r: Deny(f"{r.kind.value} '{r.target}' of '{r.image}' is not allowed by the open gate"))
+        super().__init__(
+            lambda r: (
+                Allow()
+                if r.kind is ReferenceKind.PROBE and not r.image
+                else Deny(f"{r.kind.value} '{r.target}' of '{r.image}' is not allowed by the open gate")
+            )
+        )

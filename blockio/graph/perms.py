@@ -88,17 +88,18 @@ class Transaction:
 
     # -- the changes that permissions know of
 
-    def set_perm(self, edge: Edge, perm: Perm, shared: Perm) -> None:
-        """Let *edge* need *perm* and share *shared*. Its node must be refreshed afterwards."""
+    def set_perm(self, edge: Edge, perm: Perm, shared: Perm) -> bool:
+        """Let *edge* need *perm* and share *shared*; whether that is new. If so its node must be refreshed."""
         old = edge.perm, edge.shared
         if old == (perm, shared):
-            return
+            return False
 
         def undo() -> None:
             edge.perm, edge.shared = old
 
         edge.perm, edge.shared = perm, shared
         self.add(commit=edge.bind, abort=undo)
+        return True
 
 
 def _run_all(steps: Iterable[Callable[[], object]]) -> None:
@@ -113,12 +114,19 @@ def _run_all(steps: Iterable[Callable[[], object]]) -> None:
 
 
 def refresh(tran: Transaction, nodes: Iterable[BlockNode]) -> None:
-    """Recompute permissions of *nodes* and everything below, inside *tran*. Raises, then the caller aborts *tran*.
+    """Recompute permissions from *nodes* downwards, inside *tran*. Raises, then the caller aborts *tran*.
+
+    *nodes* are those whose users, flags or state changed. Below them only those are visited for whom that makes a
+    difference: where an edge stays what it is, everything below it does.
 
     PermissionConflict: two users of a node exclude each other. ReadOnly: a read-only node would have to be written.
     And whatever a driver's ``check_perm`` raises (ImageLocked).
     """
-    for node in _parents_first(nodes):
+    start = list(nodes)
+    touched = set(start)
+    for node in _parents_first(start):
+        if node not in touched:
+            continue
         _check_users(node)
         perm, shared = cumulative(node)
         _check_node(node, perm)
@@ -131,7 +139,8 @@ def refresh(tran: Transaction, nodes: Iterable[BlockNode]) -> None:
             wanted, allowed = driver.child_perm(edge.name, edge.role, perm, shared)
             if edge.node.flags.force_share:
                 allowed = Perm.ALL
-            tran.set_perm(edge, wanted, allowed)
+            if tran.set_perm(edge, wanted, allowed):
+                touched.add(edge.node)
 
 
 def _parents_first(nodes: Iterable[BlockNode]) -> list[BlockNode]:
