@@ -45,6 +45,7 @@ __all__ = ["Checker", "References", "check_image"]
 Progress = Callable[[int, int], None]
 Report = Callable[[str], None]
 
+_INT64_MAX: Final = 2**63 - 1
 _TURN: Final = 1 << 16
 """After so many table entries the loop gets its turn."""
 _SATURATED: Final = 255
@@ -179,7 +180,8 @@ class Checker:
 
         LimitExceeded for more clusters than QEMU takes too; CheckResult.check_errors for tables that cannot be read.
         """
-        self.file_length = await self.file.co_getlength()
+        # A file that ends inside a sector counts to the sector's end, as for QEMU.
+        self.file_length = -(-await self.file.co_getlength() // 512) * 512
         self.clusters = self.geometry.clusters(self.file_length)
         if self.clusters > INT_MAX:
             raise LimitExceeded("The image file is too large to be checked")
@@ -358,7 +360,7 @@ class Checker:
         wanted = -(-len(self.stored) // per_block)
         for index, entry in enumerate(self.refcount_table[:wanted]):
             offset = entry & REFCOUNT_TABLE_OFFSET_MASK
-            if offset & geometry.cluster_mask:
+            if offset & geometry.cluster_mask or offset >= _INT64_MAX - geometry.cluster_size:
                 self._unreadable.add(index)
             elif offset and offset < self.file_length:
                 low = self.codec.low_bytes(await self.read(offset, geometry.cluster_size))
@@ -391,14 +393,16 @@ class Checker:
                     self.rebuild = True
 
     async def stored_refcount(self, cluster: int) -> int:
-        """The refcount that the image stores for *cluster*, exactly."""
+        """The refcount that the image stores for *cluster*, exactly; -1 where its refcount block cannot be one."""
+        index, within = divmod(cluster, self.geometry.refcount_block_entries)
+        if index in self._unreadable:
+            return -1
         if cluster < len(self.stored) and (low := self.stored[cluster]) != _SATURATED:
             return low
-        index, within = divmod(cluster, self.geometry.refcount_block_entries)
-        if index >= len(self.refcount_table) or index in self._unreadable:
-            return 0
-        offset = self.refcount_table[index] & REFCOUNT_TABLE_OFFSET_MASK
-        if not offset or offset & self.geometry.cluster_mask:
+        offset = self.refcount_table[index] & REFCOUNT_TABLE_OFFSET_MASK if index < len(self.refcount_table) else 0
+        if offset & self.geometry.cluster_mask or offset >= _INT64_MAX - self.geometry.cluster_size:
+            return -1
+        if not offset:
             return 0
         # One entry of at most eight bytes; below a byte, the byte it is in.
         at = (within << self.codec.order) >> 3
@@ -414,18 +418,26 @@ class Checker:
             # Nothing refers past the end of the file: what is stored for there is not looked at.
             del self.references.counts[self.clusters :]
             del self.stored[self.clusters :]
-        highest = 0
         async for cluster, stored, references in self.differences():
             if stored == 0:
+                # A refcount block may be missing, and there is nowhere to put what it should say.
                 self.rebuild = True
             if stored < references:
                 self.error(f"ERROR cluster {cluster} refcount={stored} reference={references}")
             else:
                 self.report(f"Leaked cluster {cluster} refcount={stored} reference={references}")
                 self.result.leaks += 1
-        for data in (self.stored, self.references.counts):
-            highest = max(highest, len(data.rstrip(b"\0")) - 1)
-        self.result.image_end_offset = (highest + 1) << self.geometry.cluster_bits
+        self.result.image_end_offset = (self._highest_cluster() + 1) << self.geometry.cluster_bits
+
+    def _highest_cluster(self) -> int:
+        """The last cluster that is referred to or stored as used, where the refcount blocks can be read."""
+        per_block = self.geometry.refcount_block_entries
+        for index in range((len(self.stored) - 1) // per_block, -1, -1):
+            part = slice(index * per_block, (index + 1) * per_block)
+            used = max(len(data[part].rstrip(b"\0")) for data in (self.stored, self.references.counts))
+            if used and index not in self._unreadable:
+                return index * per_block + used - 1
+        return 0
 
     async def differences(self) -> AsyncIterator[tuple[int, int, int]]:
         """(cluster, stored, references) wherever the two differ."""
@@ -459,12 +471,12 @@ class Checker:
             if not (offset := entry & L1_OFFSET_MASK):
                 continue
             refcount = await self.stored_refcount(offset >> bits)
-            if (refcount == 1) != bool(entry & COPIED):
+            if refcount >= 0 and (refcount == 1) != bool(entry & COPIED):
                 self.error(f"ERROR OFLAG_COPIED L2 cluster: l1_index={index} l1_entry={entry:x} refcount={refcount}")
             for l2_entry in table_from_bytes(await self.read(offset, self.geometry.cluster_size)):
                 if copied_mistaken(l2_entry, self.stored, bits):
                     refcount = await self.stored_refcount((l2_entry & L2_OFFSET_MASK) >> bits)
-                    if (refcount == 1) != bool(l2_entry & COPIED):
+                    if refcount >= 0 and (refcount == 1) != bool(l2_entry & COPIED):
                         self.error(f"ERROR OFLAG_COPIED data cluster: l2_entry={l2_entry:x} refcount={refcount}")
             await self.breathe(self.geometry.l2_entries)
 

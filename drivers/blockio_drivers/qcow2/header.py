@@ -298,8 +298,7 @@ class Header:
         if self.extended_l2:
             found.append("extended L2 entries")
         if self.crypt_method:
-            name = CryptMethod(self.crypt_method).name if self.crypt_method <= CryptMethod.LUKS else self.crypt_method
-            found.append(f"encryption ({name})")
+            found.append(f"encryption ({CryptMethod(self.crypt_method).name})")
         return found
 
     def refuse_unsupported(self) -> None:
@@ -407,10 +406,15 @@ class Header:
             raise LimitExceeded("Image is too big")
         if l1_size < needed:
             raise _corrupt("L1 table is too small")
+        if crypt_method > CryptMethod.LUKS:
+            # QEMU prints the number as a signed one.
+            raise _corrupt(f"Unsupported encryption method {(crypt_method ^ 1 << 31) - (1 << 31)}")
 
         known = _Extensions(version, cluster_size, crypt_method, autoclear, trust)
         for magic, payload in _extensions(data, header_length, extensions_end):
             known.take(magic, payload)
+        if autoclear & Autoclear.DATA_FILE_RAW and not incompatible & Incompatible.DATA_FILE:
+            raise _corrupt("data-file-raw requires a data file")
 
         backing_file = None
         if backing_offset:
