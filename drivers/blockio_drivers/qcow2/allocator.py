@@ -1,0 +1,388 @@
+"""Host clusters: which are free, and the refcount structures that say so.
+
+Stands on the *Host cluster management* section of QEMU's ``docs/interop/qcow2.txt``.
+
+Invariants:
+
+* The refcount of a cluster in memory is raised before anybody is told of the cluster, and lowered only when nothing
+  on stable storage names it and no reader can still be in it. So **a refcount block in memory may be written at any
+  time**: whatever it says is safe.
+* A refcount table entry in memory leads to a block that has been zeroed in the file and counts itself in memory.
+  ``dirty_entries`` are those not written; they may be written once the blocks are stable.
+* ``_lock`` is held by whoever changes refcounts across an await, ``_writing`` by whoever writes refcount structures;
+  taken in this order. Nothing is looked up in the L2 cache under either.
+* ``_touched`` is past every byte that was ever handed out: beyond it and the file's end there are only zeroes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections import deque
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from blockio.errors import BlockError
+from blockio_drivers.qcow2.cache import MetadataCache, Slice
+from blockio_drivers.qcow2.image import Corruption, Freed
+from blockio_drivers.qcow2.overlap import SortedOffsets
+from blockio_drivers.qcow2.refcounts import RefcountCodec
+from blockio_drivers.qcow2.runs import FreeRuns
+from blockio_drivers.qcow2.tables import (
+    REFCOUNT_TABLE_OFFSET_MASK,
+    table_from_bytes,
+    table_to_bytes,
+)
+
+if TYPE_CHECKING:
+    from array import array
+
+    from blockio_drivers.qcow2.image import Image
+
+__all__ = ["Allocator", "Room"]
+
+_MAX_OFFSET: Final = 1 << 56
+"""L1 and L2 entries have no room for a larger host offset."""
+_MAX_SLICE: Final = 64 << 10
+_SECTOR_ENTRIES: Final = 64
+
+
+class Room(NamedTuple):
+    """Clusters handed out: they start at ``offset``; ``fresh``: they read as zeroes."""
+
+    offset: int
+    fresh: bool
+
+
+class Allocator:
+    """Hands out host clusters and takes them back; see the module's docstring for what is kept true."""
+
+    def __init__(self, image: Image, cache_bytes: int) -> None:
+        geometry = image.geometry
+        self._image = image
+        self._bits = geometry.cluster_bits
+        self._block_bits = geometry.refcount_block_bits
+        self._codec = RefcountCodec.of(geometry.refcount_order)
+        self._runs = FreeRuns(geometry.refcount_order)
+        slice_bytes = min(geometry.cluster_size, _MAX_SLICE)
+        self._slice_bits = self._codec.entries(slice_bytes).bit_length() - 1
+        self.table: array[int] = table_from_bytes(b"")
+        self.cache: MetadataCache[bytearray] = MetadataCache(
+            slice_bytes, cache_bytes // slice_bytes, self._load, self.write_blocks
+        )
+        self.dirty_entries: set[int] = set()
+        self._blocks_end = 0
+        self._hint = 0
+        self._unused: deque[Freed] = deque()
+        self._touched = 0
+        self._lock = asyncio.Lock()
+        self._writing = asyncio.Lock()
+
+    # -- life
+
+    async def open(self) -> None:
+        """Read the refcount table."""
+        header = self._image.header
+        self.cache.drop()
+        self.dirty_entries.clear()
+        self._unused.clear()
+        self._hint = 0
+        nbytes = header.refcount_table_clusters << self._bits
+        self.table = table_from_bytes(await self._image.read(header.refcount_table_offset, nbytes))
+        self._find_blocks_end()
+        self._image.guard.refcount_blocks = SortedOffsets(entry & REFCOUNT_TABLE_OFFSET_MASK for entry in self.table)
+
+    def _find_blocks_end(self) -> None:
+        end = len(self.table)
+        while end and not self.table[end - 1]:
+            end -= 1
+        self._blocks_end = end
+
+    @property
+    def dirty(self) -> bool:
+        """Whether refcounts in memory differ from the disk's."""
+        return bool(self.cache.dirty or self.dirty_entries or self._unused)
+
+    # -- refcount blocks
+
+    def _block_offset(self, key: int) -> int:
+        """Where slice *key* of the refcounts stands in the file; 0 where its block does not exist."""
+        shift = self._block_bits - self._slice_bits
+        index = key >> shift
+        if index >= len(self.table) or not self.table[index]:
+            return 0
+        block = self.table[index] & REFCOUNT_TABLE_OFFSET_MASK
+        if block & self._image.geometry.cluster_mask:
+            raise Corruption(
+                f"Refblock offset {block:#x} unaligned (reftable index: {index:#x})",
+                offset=block,
+                size=self._image.geometry.cluster_size,
+            )
+        return block + (key & ((1 << shift) - 1)) * self.cache.slice_bytes
+
+    async def _load(self, key: int) -> bytearray:
+        # "0: the refcount block is not allocated; all refcounts it would describe are 0"
+        at = self._block_offset(key)
+        return await self._image.read(at, self.cache.slice_bytes) if at else bytearray(self.cache.slice_bytes)
+
+    async def refcount(self, host_offset: int) -> int:
+        """The refcount of one cluster, as memory has it."""
+        cluster = host_offset >> self._bits
+        found = await self.cache.get(cluster >> self._slice_bits)
+        return self._codec.get(found.table, cluster & ((1 << self._slice_bits) - 1))
+
+    async def write_blocks(self) -> None:
+        """Write every dirty part of a refcount block. Raises on the first failure: the rest stays dirty."""
+        async with self._writing:
+            await self._write_blocks()
+
+    async def _write_blocks(self) -> None:
+        cache = self.cache
+        taken = cache.take_dirty()
+        done = 0
+        try:
+            for found, pages in taken:
+                at = self._block_offset(found.key)
+                for start, stop in cache.runs(pages):
+                    self._image.guard.check(at + start, stop - start, "refcount block")
+                    await self._image.write(at + start, found.table[start:stop])
+                done += 1
+        finally:
+            for position, (found, pages) in enumerate(taken):
+                cache.written(found, pages, succeeded=position < done)
+
+    async def write_table(self) -> None:
+        """Write the refcount table entries that are not on disk. The blocks they lead to must be stable."""
+        async with self._writing:
+            taken, self.dirty_entries = self.dirty_entries, set()
+            base = self._image.header.refcount_table_offset
+            try:
+                for sector in sorted({index // _SECTOR_ENTRIES for index in taken}):
+                    first = sector * _SECTOR_ENTRIES
+                    payload = table_to_bytes(self.table, first, first + _SECTOR_ENTRIES)
+                    self._image.guard.check(base + first * 8, len(payload), "refcount table")
+                    await self._image.write(base + first * 8, payload)
+            except BaseException:
+                self.dirty_entries |= taken
+                raise
+
+    # -- handing out
+
+    async def allocate(self, count: int, what: str) -> Room:
+        """*count* neighbouring clusters with a refcount of 1, for *what* (a word for messages).
+
+        Raises BlockError EFBIG where the file would outgrow the format, Corruption where a cluster that counts as
+        free is metadata, and any I/O error; then, and when cancelled, nothing was handed out.
+        """
+        async with self._lock:
+            await self._settle()
+            while True:
+                first, blocks = await self._plan(count)
+                needed = ((first + count + len(blocks) - 1) >> self._block_bits) + 1
+                if needed <= len(self.table):
+                    break
+                await self._grow_table(needed)
+            offset = first << self._bits
+            if first == 0:
+                raise Corruption(f"Preventing invalid allocation of {what} at offset 0")
+            end = (first + count + len(blocks)) << self._bits
+            self._image.guard.check(offset, end - offset)
+            fresh = offset >= max(self._touched, self._image.file.length)
+            self._touched = max(self._touched, end)
+            await self._take(first, count, blocks)
+            return Room(offset, fresh)
+
+    async def _take(self, first: int, count: int, blocks: list[int]) -> None:
+        """Raise the refcounts of *count* clusters and of the new *blocks* that follow them."""
+        total = count + len(blocks)
+        pinned: list[Slice[bytearray]] = []
+        try:
+            for key in range(first >> self._slice_bits, ((first + total - 1) >> self._slice_bits) + 1):
+                found = await self.cache.get(key)
+                found.pins += 1
+                pinned.append(found)
+            if blocks:
+                await self._image.write_zeroes((first + count) << self._bits, len(blocks) << self._bits)
+            # No await from here on: all or nothing.
+            for place, index in enumerate(blocks):
+                block = (first + count + place) << self._bits
+                self.table[index] = block
+                self.dirty_entries.add(index)
+                self._image.guard.refcount_blocks.add(block)
+            if blocks:
+                self._blocks_end = max(self._blocks_end, blocks[-1] + 1)
+            self._fill(pinned, first, total)
+            self._hint = first + total
+        finally:
+            for found in pinned:
+                found.pins -= 1
+
+    def _fill(self, slices: list[Slice[bytearray]], first: int, total: int) -> None:
+        """A refcount of 1 for *total* clusters from *first* on, which *slices* cover."""
+        per = 1 << self._slice_bits
+        end = first + total
+        for found in slices:
+            base = found.key << self._slice_bits
+            start, stop = max(first - base, 0), min(end - base, per)
+            for index in range(start, stop):
+                self._codec.put(found.table, index, 1)
+            self._mark(found, start, stop)
+
+    def _mark(self, found: Slice[bytearray], start: int, stop: int) -> None:
+        bits = self._codec.bits
+        self.cache.mark(found, start * bits // 8, (stop * bits + 7) // 8)
+
+    async def _plan(self, count: int) -> tuple[int, list[int]]:
+        """The first cluster of a free run, and the table indexes of the blocks to be placed right behind it.
+
+        The run must have room for the blocks that count it, and for those that count these.
+        """
+        wanted = count
+        while True:
+            first = await self._find(wanted)
+            blocks: list[int] = []
+            while True:
+                last = (first + count + len(blocks) - 1) >> self._block_bits
+                missing = [
+                    index
+                    for index in range(first >> self._block_bits, last + 1)
+                    if index >= len(self.table) or not self.table[index]
+                ]
+                if len(missing) == len(blocks):
+                    break
+                blocks = missing
+            if count + len(blocks) <= wanted:
+                return first, blocks
+            wanted = count + len(blocks)
+
+    async def _find(self, count: int) -> int:
+        """The first of *count* neighbouring clusters whose refcount is 0, at or after the hint."""
+        position = found = self._hint
+        end = self._blocks_end << self._block_bits
+        per = 1 << self._slice_bits
+        while position < end and position - found < count:
+            block = position >> self._block_bits
+            if not self.table[block]:
+                position = (block + 1) << self._block_bits
+                continue
+            part = await self.cache.get(position >> self._slice_bits)
+            index = position & (per - 1)
+            free = self._runs.free_at(part.table, index, per)
+            position += free
+            if position - found >= count or index + free == per:
+                continue
+            position += self._runs.used_at(part.table, index + free, per)
+            found = position
+        if (found + count) << self._bits > _MAX_OFFSET:
+            raise BlockError(errno=errno.EFBIG)
+        return found
+
+    async def _grow_table(self, needed: int) -> None:
+        """A larger refcount table, in a place that nothing counted before, together with the blocks that count it.
+
+        All of it is built and made stable first; the header's one sector then switches over. Until then nothing
+        in memory or on disk has changed but bytes that belong to nobody.
+        """
+        image = self._image
+        bits, block_bits = self._bits, self._block_bits
+        first = len(self.table) << block_bits
+        per_cluster = image.geometry.cluster_size // 8
+        blocks, clusters = 1, 1
+        while True:
+            # Half as much again as needed, so that growing stays rare; the blocks that count table and blocks
+            # themselves have their entries in it too.
+            entries = max(needed + needed // 2, len(self.table) + blocks + 1)
+            table_clusters = -(-entries // per_cluster)
+            count_blocks = -(-(clusters + blocks) >> block_bits)
+            if (count_blocks, table_clusters) == (blocks, clusters):
+                break
+            blocks, clusters = max(count_blocks, blocks), max(table_clusters, clusters)
+        if clusters << bits > image.host.trust.max_refcount_table_bytes or (first + clusters) << bits > _MAX_OFFSET:
+            raise BlockError(errno=errno.EFBIG)
+        total = blocks + clusters
+        table = self.table[:]
+        table.extend(((first + index) << bits) for index in range(blocks))
+        table.extend(0 for _ in range(clusters * per_cluster - len(table)))
+        counts = bytearray(blocks << bits)
+        for index in range(total):
+            self._codec.put(counts, index, 1)
+        offset = first << bits
+        self._touched = max(self._touched, (first + total) << bits)
+        async with self._writing:
+            # The new table names blocks that the old one on disk may not name yet: they must be stable as well.
+            await self._write_blocks()
+            await image.write(offset, counts)
+            await image.write(offset + len(counts), table_to_bytes(table))
+            await image.barrier()
+            old = Freed(image.header.refcount_table_offset >> bits, image.header.refcount_table_clusters, discard=False)
+            await image.set_refcount_table(offset + len(counts), clusters)
+            self.table = table
+            self.dirty_entries.clear()
+            for index in range(blocks):
+                image.guard.refcount_blocks.add((first + index) << bits)
+            for key in range(first >> self._slice_bits, ((first + (blocks << block_bits)) >> self._slice_bits)):
+                self.cache.forget(key)  # remembered as "no such block"
+            self._find_blocks_end()
+            self._unused.append(old)
+
+    # -- taking back
+
+    def give_back(self, first: int, count: int) -> None:
+        """Clusters that were handed out and that nothing ever named: they are free again with the next allocation."""
+        if count:
+            self._unused.append(Freed(first, count, discard=False))
+
+    async def _settle(self) -> None:
+        """Free what was given back. What cannot be freed now is freed later; nobody's request fails for it."""
+        try:
+            await self._lower(self._unused)
+        except OSError:
+            return
+
+    async def settle(self) -> None:
+        """As before an allocation, but failures are raised."""
+        async with self._lock:
+            await self._lower(self._unused)
+
+    async def lower(self, freed: deque[Freed]) -> None:
+        """Take one reference from each cluster in *freed*, and each item out of it when it is done.
+
+        Only for clusters that nothing on stable storage names and no reader is in.
+        """
+        async with self._lock:
+            await self._lower(freed)
+
+    async def _lower(self, freed: deque[Freed]) -> None:
+        per = 1 << self._slice_bits
+        while freed:
+            first, count, discard = freed[0]
+            found = await self.cache.get(first >> self._slice_bits)
+            index = first & (per - 1)
+            now = min(count, per - index)
+            for at in range(index, index + now):
+                value = self._codec.get(found.table, at)
+                if value == 0:
+                    # The image is inconsistent; QEMU goes on too, since what is free cannot be freed more.
+                    self._image.host.report("qcow2_free_clusters failed: Invalid argument")
+                    continue
+                self._codec.put(found.table, at, value - 1)
+                if value == 1:
+                    self._hint = min(self._hint, first - index + at)
+            self._mark(found, index, index + now)
+            if now == count:
+                freed.popleft()
+            else:
+                freed[0] = Freed(first + now, count - now, discard)
+
+    async def last_used(self) -> int:
+        """The number of the last cluster whose refcount is not 0; -1 where there is none."""
+        async with self._lock:
+            per = 1 << self._slice_bits
+            for key in reversed(range(self._blocks_end << (self._block_bits - self._slice_bits))):
+                if not self._block_offset(key):
+                    continue
+                found = await self.cache.get(key)
+                values = self._codec.decode(found.table)
+                for index in reversed(range(per)):
+                    if values[index]:
+                        return (key << self._slice_bits) + index
+            return -1

@@ -1,0 +1,154 @@
+"""Zero writes and discards: both change L2 entries and move no data.
+
+Both work slice by slice: whatever must be awaited (room that is not linked yet, a slice, an L2 table) is awaited
+first, and looked at again; then all entries of the slice are changed without an await.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from blockio.errors import UnsupportedFeature
+from blockio.types import StatusFlags
+from blockio_drivers.qcow2.tables import COMPRESSED, L1_OFFSET_MASK, L2_OFFSET_MASK, ZERO
+
+if TYPE_CHECKING:
+    from array import array
+    from collections.abc import Callable
+
+    from blockio.driver.child import Child
+    from blockio_drivers.qcow2.allocation import Writer
+    from blockio_drivers.qcow2.image import Image
+    from blockio_drivers.qcow2.mapping import Mapping
+
+__all__ = ["Discarder"]
+
+
+class Discarder:
+    """Makes ranges read as zeroes, or lets go of them. *pass_discard*: freed clusters are discarded in the file."""
+
+    def __init__(self, image: Image, mapping: Mapping, writer: Writer, *, pass_discard: bool) -> None:
+        self._image = image
+        self._mapping = mapping
+        self._writer = writer
+        self._pass_discard = pass_discard
+        self._version = image.geometry.version
+        self._bits = image.geometry.cluster_bits
+        self._mask = image.geometry.cluster_mask
+        self.backing: Child | None = None
+
+    async def zero(self, offset: int, nbytes: int, *, unmap: bool) -> None:
+        """Make the range read as zeroes without writing any.
+
+        *unmap* gives clusters back; otherwise they are kept as allocated zero clusters. A range that does not fill
+        its clusters is widened where the rest reads as zeroes already. UnsupportedFeature where the format cannot
+        say it (version 2 with a backing file) or a cluster holds other data: the framework writes zeroes then.
+        """
+        if self._version < 3 and self.backing is not None:
+            raise UnsupportedFeature
+        start, end = offset & ~self._mask, offset + nbytes
+        stop = (end + self._mask) & ~self._mask
+        if start != offset and not await self._reads_zero(start, offset - start):
+            raise UnsupportedFeature
+        if stop != end and end < self._image.length and not await self._reads_zero(end, stop - end):
+            raise UnsupportedFeature
+        if self._version < 3:
+            await self._each(start, stop, self._discarded, skip_missing=True)
+        else:
+            change = self._zeroed_unmapping if unmap else self._zeroed_keeping
+            await self._each(start, stop, change, skip_missing=False)
+
+    async def discard(self, offset: int, nbytes: int) -> None:
+        """Let go of the range, which then reads as zeroes (version 3) or as nothing (version 2 without backing).
+
+        UnsupportedFeature where the range does not fill its clusters, or where old data of the backing file would
+        show (version 2).
+        """
+        end = offset + nbytes
+        if self._version < 3 and self.backing is not None:
+            raise UnsupportedFeature
+        if offset & self._mask or (end & self._mask and end != self._image.length):
+            raise UnsupportedFeature
+        stop = (end + self._mask) & ~self._mask
+        await self._each(offset, stop, self._discarded, skip_missing=self.backing is None)
+
+    async def crop(self, offset: int, end: int) -> None:
+        """Let go of cluster-aligned *offset* to *end* for good: the disk ends before it. Nothing may read it now."""
+        await self._each(offset, end, lambda _entry: 0, skip_missing=True)
+
+    async def _reads_zero(self, offset: int, nbytes: int) -> bool:
+        """Whether what a zero write would widen over reads as zeroes already."""
+        nbytes = min(nbytes, self._image.length - offset)
+        while nbytes > 0:
+            extent = await self._mapping.map(offset, nbytes)
+            kind = extent.kind.value
+            if kind == "unallocated" and self.backing is not None:
+                inside = min(extent.length, self.backing.length - offset)
+                if inside > 0:
+                    status = await self.backing.co_block_status(offset, inside)
+                    if not status.flags & StatusFlags.ZERO:
+                        return False
+                    extent = extent._replace(length=status.length if status.length < inside else extent.length)
+            elif kind not in {"zero", "unallocated"}:
+                return False
+            offset += extent.length
+            nbytes -= extent.length
+        return True
+
+    async def _each(self, offset: int, end: int, change: Callable[[int], int], *, skip_missing: bool) -> None:
+        mapping = self._mapping
+        while offset < end:
+            key = offset >> mapping.slice_shift
+            stop = min(end, (key + 1) << mapping.slice_shift)
+            if skip_missing and not self._has_table(offset):
+                reach = 1 << self._image.geometry.l1_shift
+                offset = min(end, (offset & -reach) + reach)
+                continue
+            found = mapping.writable(key)
+            if found is None:
+                await mapping.make_writable(key)
+                continue
+            if await self._writer.wait_for(offset, stop - offset):
+                continue
+            table = found.table
+            first = (offset >> self._bits) & (mapping.slice_entries - 1)
+            last = first + ((stop - offset) >> self._bits)
+            changed = self._change(table, first, last, offset, change)
+            if changed:
+                mapping.cache.mark(found, first * 8, last * 8)
+            offset = stop
+
+    def _has_table(self, offset: int) -> bool:
+        index = offset >> self._image.geometry.l1_shift
+        return index < len(self._image.l1) and bool(self._image.l1[index] & L1_OFFSET_MASK)
+
+    def _change(self, table: array[int], first: int, last: int, offset: int, change: Callable[[int], int]) -> bool:
+        for at in range(first, last):  # all of them before any is changed: a corrupt one changes nothing
+            entry = table[at]
+            if entry & (L2_OFFSET_MASK | ZERO) and not entry & COMPRESSED:
+                self._mapping.validate(entry, offset + ((at - first) << self._bits))
+        changed = False
+        for at in range(first, last):
+            old = table[at]
+            new = change(old)
+            if new != old:
+                changed = True
+                table[at] = new
+                if not new & L2_OFFSET_MASK:
+                    self._writer.let_go(old, discard=self._pass_discard)
+        return changed
+
+    def _allocated(self, entry: int) -> bool:
+        return bool(entry & (L2_OFFSET_MASK | COMPRESSED))
+
+    def _zeroed_unmapping(self, entry: int) -> int:
+        return entry if entry & ZERO and not self._allocated(entry) else ZERO
+
+    def _zeroed_keeping(self, entry: int) -> int:
+        return ZERO if entry & COMPRESSED else entry | ZERO
+
+    def _discarded(self, entry: int) -> int:
+        # Freed data must not come back from below or from a reused cluster: version 3 says zero.
+        if self.backing is None and not self._allocated(entry):
+            return entry
+        return ZERO if self._version >= 3 else 0

@@ -1,0 +1,430 @@
+"""The qcow2 driver: versions 2 and 3, put together from its parts.
+
+``image`` is what the parts share; ``mapping`` knows where guest bytes are, ``allocator`` which host clusters are
+free, ``allocation`` makes room for writes, ``discard`` lets go of it, ``writeback`` brings it all to disk in an order
+that no crash can harm, ``resize`` changes the length, ``compressed`` reads compressed clusters; ``check``, ``repair``,
+``create`` and ``info`` are what their names say. This file opens, closes and delegates.
+
+Persistent bitmaps are not kept up to date here: a writable open clears their autoclear bit, so that nobody
+believes them afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from blockio.buffers import IoVector
+from blockio.driver.base import (
+    Allocation,
+    Capabilities,
+    CheckFix,
+    CheckResult,
+    ChildOpener,
+    CreateTarget,
+    DriverHost,
+    FormatDriver,
+    ReopenState,
+)
+from blockio.driver.gate import ReferenceKind
+from blockio.errors import CorruptImage, NoMedium, OptionError
+from blockio.types import (
+    BlockInfo,
+    BlockLimits,
+    Capability,
+    Extent,
+    PreallocMode,
+    RequestFlags,
+    Role,
+)
+from blockio_drivers.qcow2.allocation import Writer
+from blockio_drivers.qcow2.allocator import Allocator
+from blockio_drivers.qcow2.cache import CacheStatistics
+from blockio_drivers.qcow2.compressed import CompressedReader
+from blockio_drivers.qcow2.discard import Discarder
+from blockio_drivers.qcow2.header import MAGIC, Header, header_area
+from blockio_drivers.qcow2.image import Corruption, Image
+from blockio_drivers.qcow2.info import specific_info
+from blockio_drivers.qcow2.mapping import Mapping
+from blockio_drivers.qcow2.options import Qcow2CreateOptions, Qcow2Options
+from blockio_drivers.qcow2.overlap import OverlapGuard
+from blockio_drivers.qcow2.resize import Resizer
+from blockio_drivers.qcow2.sizing import CacheSizes
+from blockio_drivers.qcow2.snapshots import protect_snapshots
+from blockio_drivers.qcow2.tables import COPIED, L2_OFFSET_MASK
+from blockio_drivers.qcow2.writeback import WriteBack
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    from blockio.driver.child import Child
+
+__all__ = ["Qcow2Driver"]
+
+T = TypeVar("T")
+
+_NOT_COPIED: Final = COPIED - 1
+_OVERLAP_CHECKS: Final = ("none", "constant", "cached", "all")
+_MAY_UNMAP: Final = int(RequestFlags.MAY_UNMAP)
+_ZERO_WRITE: Final = int(RequestFlags.ZERO_WRITE)
+
+
+class Qcow2Driver(FormatDriver):
+    """QEMU's copy-on-write format.
+
+    Invariant: ``_armed`` is True once a writable image has been made fit for changes (autoclear bits cleared, refcounts
+    repaired where the dirty bit said so); no metadata is changed before.
+    """
+
+    name = "qcow2"
+    Options = Qcow2Options
+    CreateOptions = Qcow2CreateOptions
+    capabilities = Capabilities(
+        write_zeroes=Capability.NATIVE,
+        discard=Capability.NATIVE,
+        fua=Capability.EMULATED,
+        resize=Capability.NATIVE,
+        backing=True,
+        zero_flags=RequestFlags.MAY_UNMAP | RequestFlags.NO_FALLBACK,
+    )
+
+    def __init__(self, host: DriverHost) -> None:
+        super().__init__(host)
+        self._armed = False
+
+    # -- probing and creation
+
+    @classmethod
+    def probe(cls, head: bytes, filename: str) -> int:
+        """Magic and a version that is not that of the first qcow format."""
+        return 100 if head[:4] == MAGIC and int.from_bytes(head[4:8], "big") >= 2 else 0
+
+    @classmethod
+    async def co_create(cls, target: CreateTarget, options: Any) -> None:
+        """Write the empty image that *options* describe."""
+        # reason: most processes create nothing
+        from blockio_drivers.qcow2.create import create_image  # noqa: PLC0415
+
+        await create_image(target, options)
+
+    # -- life
+
+    async def open(self, options: Any, opener: ChildOpener) -> None:
+        """Read the header and the tables; make a writable image fit for writing.
+
+        Raises what ``Header.decode`` raises, OptionError for options that contradict each other or the image, and
+        any I/O error.
+        """
+        flags = self.host.flags
+        self.file = await opener.required("file", Role.IMAGE)
+        header = await self._read_header()
+        header.refuse_unsupported()
+        image = self._image = Image(self.host, self.file, header, lazy=self._lazy(options, header))
+        self._assemble(options)
+        await self._load()
+        if not flags.no_backing:
+            self.backing = await self._open_backing(opener)
+        self._discarder.backing = self.backing
+        self.length = image.length
+        if image.writable and not flags.check:
+            await self._signalling(self._arm())
+
+    async def _read_header(self) -> Header:
+        flags = self.host.flags
+        length = await self.file.co_getlength()
+        head = await self._read(0, min(length, 512))
+        data = await self._read(0, min(length, header_area(head)))
+        return Header.decode(
+            data,
+            file_length=length,
+            trust=self.host.trust,
+            check=flags.check,
+            writable=not (flags.read_only or flags.inactive),
+        )
+
+    async def _read(self, offset: int, nbytes: int) -> bytes:
+        data = bytearray(nbytes)
+        await self.file.co_preadv(offset, IoVector.of(data))
+        return bytes(data)
+
+    def _lazy(self, options: Qcow2Options, header: Header) -> bool:
+        if options.lazy_refcounts and header.version < 3:
+            raise OptionError("Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level")
+        return header.lazy_refcounts if options.lazy_refcounts is None else options.lazy_refcounts
+
+    def _assemble(self, options: Qcow2Options) -> None:
+        """Make the parts and introduce them to each other."""
+        image = self._image
+        if options.overlap_check not in _OVERLAP_CHECKS:
+            raise OptionError(
+                f"Unsupported value '{options.overlap_check}' for qcow2 option 'overlap-check'. Allowed are any of "
+                "the following: none, constant, cached, all"
+            )
+        self._overlap_all = options.overlap_check == "all"
+        sizes = CacheSizes.of(options, image.geometry, image.length, self.host.trust)
+        discard = options.pass_discard_request
+        image.guard = OverlapGuard(image, options.overlap_check)
+        self._allocator = Allocator(image, sizes.refcount)
+        self._write_back = WriteBack(image, self._allocator)
+        self._mapping = Mapping(
+            image,
+            self._allocator,
+            slice_bytes=sizes.l2_entry,
+            cache_bytes=sizes.l2,
+            write_back=self._write_back.run,
+        )
+        self._write_back.mapping = self._mapping
+        self._writer = Writer(image, self._mapping, self._allocator, self._write_back)
+        self._discarder = Discarder(
+            image,
+            self._mapping,
+            self._writer,
+            pass_discard=self.host.flags.unmap if discard is None else discard,
+        )
+        self._compressed = CompressedReader(image)
+        self._resizer = Resizer(
+            image,
+            self._mapping,
+            self._allocator,
+            self._writer,
+            self._discarder,
+            self._write_back,
+            self._compressed,
+        )
+        # For the fast lane: one attribute each, no call.
+        self._slices = self._mapping.cache.slices
+        self._slice_shift = self._mapping.slice_shift
+        self._slice_mask = self._mapping.slice_entries - 1
+        self._bits = image.geometry.cluster_bits
+        self._mask = image.geometry.cluster_mask
+        self._cluster = image.geometry.cluster_size
+        self._odd = (_NOT_COPIED & ~L2_OFFSET_MASK) | self._mask
+
+    async def _load(self) -> None:
+        """Read what is kept in memory whole: L1, refcount table, where snapshots' tables lie."""
+        image = self._image
+        await self._allocator.open()
+        await self._mapping.open()
+        self._compressed.cache.drop()
+        if image.header.nb_snapshots and image.writable and not self.host.flags.check:
+            await protect_snapshots(image, tables=self._overlap_all)
+
+    async def _open_backing(self, opener: ChildOpener) -> Child | None:
+        header = self._image.header
+        if header.backing_file is None:
+            return await opener.child("backing", Role.COW, optional=True)
+        return await opener.implicit(
+            "backing",
+            Role.COW,
+            target=header.backing_file,
+            format=header.backing_format,
+            kind=ReferenceKind.BACKING.value,
+        )
+
+    async def _arm(self) -> None:
+        """Before the first change: drop what we do not maintain, and make refcounts true."""
+        image = self._image
+        if image.header.autoclear:
+            await image.set_autoclear(0)
+        if image.header.dirty:
+            await self.co_check(CheckFix.ALL)
+            await image.mark_clean()
+        self._armed = True
+
+    async def _ready(self) -> None:
+        """The image is alive and fit for changes."""
+        if self._image.dead:
+            raise NoMedium
+        if not self._armed:
+            await self._arm()
+
+    async def _signalling(self, work: Awaitable[T]) -> T:
+        """Await *work*; a corruption it meets is reported, and on a writable image is the end of it."""
+        try:
+            return await work
+        except Corruption as found:
+            await self._image.signal(found)
+            if self._image.dead:
+                self._mapping.cache.drop()  # the fast lane finds nothing any more
+            raise
+
+    async def close(self) -> None:
+        """Write everything back, make it stable and mark the image clean. Releases also where that fails."""
+        image = self._image
+        try:
+            if self._armed and image.writable:
+                await self._signalling(self._settle())
+        finally:
+            self._mapping.cache.drop()
+            self._allocator.cache.drop()
+            self._compressed.cache.drop()
+
+    async def _settle_tables(self) -> None:
+        """With no request under way: what is on disk is the truth."""
+        await self._write_back.settle_all()
+        await self._image.barrier()
+
+    async def _settle(self) -> None:
+        await self._settle_tables()
+        await self._image.mark_clean()
+
+    async def reopen_prepare(self, state: ReopenState) -> None:
+        """To read-only: write everything back and mark the image clean. To writable: refused for a corrupt image."""
+        header = self._image.header
+        was = self.host.flags.read_only
+        if was and not state.flags.read_only and header.corrupt and not state.flags.check:
+            raise CorruptImage("qcow2: Image is corrupt; cannot be opened read/write", 13)
+        if not was and state.flags.read_only and self._armed:
+            await self._signalling(self._settle())
+
+    def reopen_commit(self, state: ReopenState) -> None:
+        """The next change makes the image fit for changes again: others may have had it meanwhile."""
+        self._armed = self._armed and not state.flags.read_only
+
+    # -- facts
+
+    def limits(self) -> BlockLimits:
+        """Zero writes and discards work on whole clusters."""
+        return BlockLimits(pwrite_zeroes_alignment=self._cluster, pdiscard_alignment=self._cluster)
+
+    def has_zero_init(self) -> bool:
+        """A new image maps nothing; one that was preallocated relies on its file."""
+        return not any(self._image.l1[:1])
+
+    async def co_get_info(self) -> BlockInfo:
+        """Cluster size, and whether refcounts lag behind."""
+        image = self._image
+        cluster = image.geometry.cluster_size
+        entries = image.geometry.l1_entries_for(image.length)
+        return BlockInfo(cluster, cluster, entries << image.geometry.l1_shift, image.header.dirty)
+
+    def specific_info(self) -> dict[str, Any]:
+        """``format-specific`` of ``info``."""
+        return specific_info(self._image.header)
+
+    def backing_reference(self) -> tuple[str, str | None] | None:
+        """Name and format of the backing file, as the header has them."""
+        header = self._image.header
+        return None if header.backing_file is None else (header.backing_file, header.backing_format)
+
+    def statistics(self) -> dict[str, CacheStatistics]:
+        """Snapshots of the ``l2``, ``refcount`` and ``compressed`` caches."""
+        return {
+            "l2": self._mapping.cache.statistics(),
+            "refcount": self._allocator.cache.statistics(),
+            "compressed": self._compressed.cache.statistics(),
+        }
+
+    # -- the mapping
+
+    async def co_map(self, offset: int, nbytes: int) -> Extent:
+        """One run of one kind, over as many clusters as it reaches."""
+        if self._image.dead:
+            raise NoMedium
+        return await self._signalling(self._mapping.map(offset, nbytes))
+
+    def try_map(self, offset: int, nbytes: int) -> Extent | None:
+        """The same from the slices in memory."""
+        return None if self._image.dead else self._mapping.try_map(offset, nbytes)
+
+    def map_begin(self) -> object:
+        """From now on what is freed stays untouched."""
+        return self._image.retired.enter()
+
+    def map_end(self, token: object) -> None:
+        """This reader is done."""
+        assert isinstance(token, int)
+        self._image.retired.exit(token)
+
+    async def co_read_compressed(self, offset: int, iov: IoVector, extent: Extent) -> None:
+        """Decompress the cluster that *extent* stands for."""
+        await self._signalling(self._compressed.read(offset, iov, extent.host_offset))
+
+    async def co_allocate(self, offset: int, nbytes: int) -> Allocation:
+        """In place where the clusters are ours alone, else a run of new ones."""
+        await self._ready()
+        return await self._signalling(self._writer.allocate(offset, nbytes))
+
+    # -- requests
+
+    async def co_pwrite_zeroes(self, offset: int, nbytes: int, flags: RequestFlags | int) -> None:
+        """Zero clusters; UnsupportedFeature where the format has no way to say it."""
+        await self._ready()
+        await self._signalling(self._discarder.zero(offset, nbytes, unmap=bool(flags & _MAY_UNMAP)))
+
+    async def co_pdiscard(self, offset: int, nbytes: int) -> None:
+        """Let go of whole clusters."""
+        await self._ready()
+        await self._signalling(self._discarder.discard(offset, nbytes))
+
+    async def co_flush_to_os(self) -> None:
+        """Write metadata back, with the barriers that its order needs."""
+        await self._signalling(self._write_back.run())
+
+    async def co_truncate(self, length: int, *, exact: bool, prealloc: PreallocMode, flags: RequestFlags | int) -> None:
+        """Grow or shrink; see ``resize``."""
+        await self._ready()
+        await self._signalling(self._resizer.truncate(length, PreallocMode(prealloc), zero=bool(flags & _ZERO_WRITE)))
+        self.length = self._image.length
+
+    async def co_check(self, fix: CheckFix, progress: Callable[[int, int], None] | None = None) -> CheckResult:
+        """Check, and repair as *fix* says; what was repaired is read anew."""
+        # reason: few processes check
+        from blockio_drivers.qcow2.check import check_image  # noqa: PLC0415
+
+        image = self._image
+        if fix is CheckFix.NONE:
+            if self._armed and image.writable:
+                await self._signalling(self._settle_tables())
+            return await check_image(
+                self.file, image.header, trust=self.host.trust, report=self.host.report, progress=progress
+            )
+        raise NotImplementedError
+
+    # -- the fast lane
+
+    def try_preadv(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool:
+        """Only from plain clusters, side by side in the file, whose L2 slice is in memory."""
+        found = self._slices.get(offset >> self._slice_shift)
+        if found is None:
+            return False
+        index = (offset >> self._bits) & self._slice_mask
+        entry = found.table[index]
+        host = entry & _NOT_COPIED
+        if not host or host & self._odd:
+            return False
+        inside = offset & self._mask
+        if inside + nbytes > self._cluster and not self._neighbours(found.table, index, entry, inside + nbytes):
+            return False
+        found.hot = True
+        return self.file.try_preadv(host + inside, bufs, nbytes)
+
+    def _neighbours(self, table: Sequence[int], index: int, entry: int, nbytes: int) -> bool:
+        """Whether the clusters of *nbytes* from entry *index* on lie side by side in the file."""
+        step = self._cluster
+        count = (nbytes + self._mask) >> self._bits
+        if index + count > self._slice_mask + 1:
+            return False
+        for at in range(index + 1, index + count):
+            entry += step
+            if table[at] != entry:
+                return False
+        return True
+
+    def try_pwritev(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool:
+        """Only into plain clusters of our own, side by side, whose L2 slice is in memory."""
+        found = self._slices.get(offset >> self._slice_shift)
+        if found is None or not self._armed:
+            return False
+        index = (offset >> self._bits) & self._slice_mask
+        entry = found.table[index]
+        host = entry ^ COPIED
+        if not host or host & ~L2_OFFSET_MASK or host & self._mask:
+            return False
+        inside = offset & self._mask
+        if inside + nbytes > self._cluster and not self._neighbours(found.table, index, entry, inside + nbytes):
+            return False
+        if self._image.guard.hit(host + inside, nbytes) is not None:
+            return False
+        found.hot = True
+        return self.file.try_pwritev(host + inside, bufs, nbytes)

@@ -1,0 +1,224 @@
+"""What all parts of an open image share: its file, header and L1 table, and how metadata reaches the file.
+
+Invariants:
+
+* ``unstable`` is True while something this driver wrote (or was told that a request wrote) may not be on stable
+  storage; ``barrier`` makes it so, and is the only place where the driver flushes.
+* The header on disk is changed field by field, each inside one 512-byte sector, so that no crash leaves half of it.
+* ``dead`` is set by a fatal corruption: from then on nothing of the metadata in memory is written.
+* ``retired`` holds host clusters whose last reference was dropped in memory; ``writeback`` says when they are free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import struct
+from array import array
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from blockio.aio.grace import GracePeriod
+from blockio.buffers import IoVector
+from blockio.errors import CorruptImage
+from blockio.types import HostOffset
+from blockio_drivers.qcow2.header import (
+    AUTOCLEAR_FEATURES_OFFSET,
+    INCOMPATIBLE_FEATURES_OFFSET,
+    Incompatible,
+)
+from blockio_drivers.qcow2.tables import Geometry
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from blockio.driver.base import DriverHost
+    from blockio.driver.child import Child
+    from blockio_drivers.qcow2.header import Header
+    from blockio_drivers.qcow2.overlap import OverlapGuard
+
+__all__ = ["Corruption", "Freed", "Image", "finish"]
+
+_SIZE_OFFSET: Final = 24
+_L1_OFFSET: Final = 36
+_REFCOUNT_TABLE_OFFSET: Final = 48
+
+
+async def finish(work: Coroutine[Any, Any, None]) -> None:
+    """Run *work* to its end even when we are cancelled; the cancellation goes on afterwards."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+        except BaseException:
+            break  # the work's own failure; raised below
+    if cancelled is not None:
+        if not task.cancelled():
+            task.exception()  # seen, so that nobody complains of it; the cancellation goes first
+        raise cancelled
+    task.result()
+
+
+class Corruption(CorruptImage):
+    """A contradiction met while the image is open. ``offset`` and ``size`` say where, -1 where nowhere."""
+
+    def __init__(self, message: str, *, offset: int = -1, size: int = -1) -> None:
+        super().__init__(message)
+        self.offset = offset
+        self.size = size
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (CorruptImage, (self.message, self.errno), {"hint": self.hint})
+
+
+class Freed(NamedTuple):
+    """*clusters* host clusters from *first* on that lost one reference; *discard*: pass it on when it was the last."""
+
+    first: int
+    clusters: int
+    discard: bool
+
+
+class Image:
+    """One open image. All offsets are bytes in ``file`` unless a name says otherwise."""
+
+    guard: OverlapGuard
+
+    def __init__(self, host: DriverHost, file: Child, header: Header, *, lazy: bool) -> None:
+        self.host = host
+        self.file = file
+        self.header = header
+        self.geometry = Geometry.of(header)
+        self.l1: array[int] = array("Q")
+        self.lazy = lazy
+        """Whether refcounts may lag behind, covered by the dirty bit."""
+        self.unstable = False
+        self.dead = False
+        self.retired: GracePeriod[Freed] = GracePeriod()
+        self.retired_clusters = 0
+        """How many clusters are retired or wait for their metadata to become stable."""
+        self._complained = False
+
+    @property
+    def writable(self) -> bool:
+        """Whether metadata may be written at all."""
+        return not (self.host.flags.read_only or self.host.flags.inactive or self.dead)
+
+    @property
+    def length(self) -> int:
+        """The virtual disk's length in bytes."""
+        return self.header.disk_size
+
+    # -- bytes
+
+    async def read(self, offset: int, nbytes: int) -> bytearray:
+        """*nbytes* from *offset*; past the file's end they are zeroes."""
+        data = bytearray(nbytes)
+        if nbytes:
+            await self.file.co_preadv(offset, IoVector.of(data))
+        return data
+
+    async def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Write metadata; it is stable after the next ``barrier``."""
+        try:
+            await self.file.co_pwritev(offset, IoVector.of(data))
+        finally:
+            self.unstable = True
+
+    async def write_zeroes(self, offset: int, nbytes: int) -> None:
+        """Zeroes, as ``write``."""
+        try:
+            await self.file.co_pwrite_zeroes(offset, nbytes)
+        finally:
+            self.unstable = True
+
+    async def barrier(self) -> None:
+        """What was written before is on stable storage when this returns; costs nothing where it already is."""
+        if self.unstable:
+            self.unstable = False
+            try:
+                await self.file.co_flush()
+            except BaseException:
+                self.unstable = True
+                raise
+
+    # -- header fields
+
+    async def _set_field(self, offset: int, value: bytes, **fields: Any) -> None:
+        """Write *value* into the header, then believe it, then make it stable; whatever it relies on is stable.
+
+        Not cancelled half-way: nobody could say afterwards which header the file has. A failed flush leaves the new
+        one in force, as the file shows it.
+        """
+
+        async def switch() -> None:
+            await self.write(offset, value)
+            self.header = self.header.with_(**fields)
+            await self.barrier()
+
+        await finish(switch())
+
+    async def set_incompatible(self, features: int) -> None:
+        """Write the incompatible feature bits, and make them stable."""
+        await self._set_field(INCOMPATIBLE_FEATURES_OFFSET, features.to_bytes(8, "big"), incompatible=features)
+
+    async def set_autoclear(self, features: int) -> None:
+        """Write the autoclear feature bits, and make them stable."""
+        await self._set_field(AUTOCLEAR_FEATURES_OFFSET, features.to_bytes(8, "big"), autoclear=features)
+
+    async def set_size(self, size: int) -> None:
+        """Write the disk's length, and make it stable."""
+        await self._set_field(_SIZE_OFFSET, size.to_bytes(8, "big"), size=size)
+
+    async def set_l1_table(self, offset: int, entries: int) -> None:
+        """Write where the L1 table is and how long, and make it stable."""
+        value = struct.pack(">IQ", entries, offset)
+        await self._set_field(_L1_OFFSET, value, l1_table_offset=HostOffset(offset), l1_size=entries)
+
+    async def set_refcount_table(self, offset: int, clusters: int) -> None:
+        """Write where the refcount table is and how long, and make it stable."""
+        value = struct.pack(">QI", offset, clusters)
+        fields = {"refcount_table_offset": HostOffset(offset), "refcount_table_clusters": clusters}
+        await self._set_field(_REFCOUNT_TABLE_OFFSET, value, **fields)
+
+    async def mark_dirty(self) -> None:
+        """Set the dirty bit, before refcounts begin to lag behind."""
+        if not self.header.dirty:
+            await self.set_incompatible(self.header.incompatible | Incompatible.DIRTY)
+
+    async def mark_clean(self) -> None:
+        """Clear the dirty bit. Everything else must be written and stable."""
+        if self.header.dirty:
+            await self.set_incompatible(self.header.incompatible & ~Incompatible.DIRTY)
+
+    # -- clusters let go of
+
+    def retire(self, first: int, count: int, *, discard: bool) -> None:
+        """The mapping in memory no longer names these host clusters; give back one reference when it is safe."""
+        self.retired.retire(Freed(first, count, discard))
+        self.retired_clusters += count
+
+    # -- corruption
+
+    async def signal(self, found: Corruption) -> None:
+        """Tell of *found*: once; on a writable image it is fatal and sets the corrupt bit (version 3)."""
+        fatal = self.writable
+        if self.dead or (self._complained and not fatal):
+            return
+        self._complained = True
+        if fatal:
+            self.dead = True
+            self.host.report(
+                f"qcow2: Marking image as corrupt: {found.message}; further corruption events will be suppressed"
+            )
+            if self.header.version >= 3:
+                # The image is lost to writers whether or not its file takes the mark.
+                with contextlib.suppress(OSError):
+                    await self.set_incompatible(self.header.incompatible | Incompatible.CORRUPT)
+        else:
+            self.host.report(
+                f"qcow2: Image is corrupt: {found.message}; further non-fatal corruption events will be suppressed"
+            )
+        self.host.corrupted(found.message, offset=found.offset, size=found.size, fatal=fatal)

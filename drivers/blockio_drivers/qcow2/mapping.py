@@ -1,0 +1,323 @@
+"""Where guest bytes are: L1 and L2 look-ups, in memory where they can be, from disk where they must.
+
+Stands on the *Cluster mapping* section of QEMU's ``docs/interop/qcow2.txt``.
+
+Invariants:
+
+* ``image.l1`` is the whole active L1 table; ``_dirty_l1`` are its 512-byte sectors that differ from the disk. An
+  entry in memory leads to an L2 table that is complete in the file (zeroed, or copied), if not yet stable.
+* L2 slices are numbered by the guest: slice *k* speaks of the *k*-th run of ``slice_entries`` clusters. Where it
+  stands in the file follows from the L1 entry at the moment it is read or written.
+* Only slices of tables whose L1 entry is COPIED are changed; ``make_writable`` allocates or copies the table first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from blockio.types import Extent, ExtentKind
+from blockio_drivers.qcow2.cache import MetadataCache, Slice
+from blockio_drivers.qcow2.image import Corruption
+from blockio_drivers.qcow2.overlap import SortedOffsets
+from blockio_drivers.qcow2.tables import (
+    COMPRESSED,
+    COPIED,
+    L1_OFFSET_MASK,
+    L2_OFFSET_MASK,
+    ZERO,
+    table_from_bytes,
+    table_to_bytes,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from blockio_drivers.qcow2.allocator import Allocator
+    from blockio_drivers.qcow2.image import Image
+
+__all__ = ["Mapping", "PendingWrite"]
+
+_SECTOR_ENTRIES: Final = 64
+_SAME: Final = L2_OFFSET_MASK | COMPRESSED | ZERO
+_DATA: Final = ExtentKind.DATA
+_ZERO: Final = ExtentKind.ZERO
+_UNALLOCATED: Final = ExtentKind.UNALLOCATED
+_COMPRESSED: Final = ExtentKind.COMPRESSED
+
+
+class PendingWrite(NamedTuple):
+    """Bytes of a table as they shall stand at ``offset``."""
+
+    offset: int
+    payload: bytes
+
+
+class _Piece(NamedTuple):
+    kind: ExtentKind
+    length: int
+    host: int
+
+
+class Mapping:
+    """The active mapping of one image; see the module's docstring for what is kept true."""
+
+    def __init__(
+        self,
+        image: Image,
+        allocator: Allocator,
+        *,
+        slice_bytes: int,
+        cache_bytes: int,
+        write_back: Callable[[], Awaitable[None]],
+    ) -> None:
+        geometry = image.geometry
+        self._image = image
+        self._allocator = allocator
+        self._bits = geometry.cluster_bits
+        self._cluster = geometry.cluster_size
+        self._mask = geometry.cluster_mask
+        self.slice_entries = slice_bytes // 8
+        self.slice_shift = geometry.cluster_bits + self.slice_entries.bit_length() - 1
+        """``guest_offset >> slice_shift`` is the number of the slice that speaks of it."""
+        self._table_shift = geometry.l1_shift - self.slice_shift
+        self._l1_shift = geometry.l1_shift
+        self.cache: MetadataCache[array[int]] = MetadataCache(
+            slice_bytes, cache_bytes // slice_bytes, self._load, write_back
+        )
+        self._dirty_l1: set[int] = set()
+        self._tables = asyncio.Lock()
+
+    async def open(self) -> None:
+        """Read the L1 table."""
+        header = self._image.header
+        self.cache.drop()
+        self._dirty_l1.clear()
+        self._image.l1 = table_from_bytes(await self._image.read(header.l1_table_offset, header.l1_size * 8))
+        self._image.guard.l2_tables = SortedOffsets(entry & L1_OFFSET_MASK for entry in self._image.l1)
+
+    # -- L2 slices
+
+    def table_offset(self, l1_index: int) -> int:
+        """Where the L2 table of *l1_index* is, 0 where there is none. Corruption where it cannot be there."""
+        offset = self._image.l1[l1_index] & L1_OFFSET_MASK
+        if offset & self._mask:
+            raise Corruption(f"L2 table offset {offset:#x} unaligned (L1 index: {l1_index:#x})")
+        return offset
+
+    def _slice_offset(self, key: int) -> int:
+        table = self.table_offset(key >> self._table_shift)
+        return table + (key & ((1 << self._table_shift) - 1)) * self.cache.slice_bytes
+
+    async def _load(self, key: int) -> array[int]:
+        # The table may be copied elsewhere meanwhile; this one's clusters stay until we have read it.
+        token = self._image.retired.enter()
+        try:
+            return table_from_bytes(await self._image.read(self._slice_offset(key), self.cache.slice_bytes))
+        finally:
+            self._image.retired.exit(token)
+
+    def writable(self, key: int) -> Slice[array[int]] | None:
+        """Slice *key* if it is in memory and may be changed; None: ``make_writable`` first."""
+        found = self.cache.slices.get(key)
+        if found is None or not self._image.l1[key >> self._table_shift] & COPIED:
+            return None
+        found.hot = True
+        return found
+
+    async def make_writable(self, key: int) -> None:
+        """Do what ``writable`` lacks: allocate the L2 table, copy a shared one, read the slice.
+
+        A table that is not COPIED is shared with a snapshot: a copy takes its place. Failing or cancelled, it
+        leaves the mapping as it was.
+        """
+        index = key >> self._table_shift
+        if not self._image.l1[index] & COPIED:
+            async with self._tables:
+                if not self._image.l1[index] & COPIED:
+                    await self._new_table(index)
+        await self.cache.get(key)
+
+    async def _new_table(self, index: int) -> None:
+        image = self._image
+        old = self.table_offset(index)
+        room = await self._allocator.allocate(1, "L2 table")
+        try:
+            if old:
+                await image.write(room.offset, await image.read(old, self._cluster))
+            else:
+                await image.write_zeroes(room.offset, self._cluster)
+        except BaseException:
+            self._allocator.give_back(room.offset >> self._bits, 1)
+            raise
+        self._set_l1(index, room.offset | COPIED)
+        image.guard.l2_tables.add(room.offset)
+        if old:
+            image.guard.l2_tables.remove(old)
+            image.retire(old >> self._bits, 1, discard=False)
+
+    def _set_l1(self, index: int, entry: int) -> None:
+        self._image.l1[index] = entry
+        self._dirty_l1.add(index // _SECTOR_ENTRIES)
+
+    def drop_table(self, index: int) -> None:
+        """The part of the disk that *index* speaks of is no more: let go of its (empty) L2 table."""
+        offset = self._image.l1[index] & L1_OFFSET_MASK
+        if not offset:
+            return
+        self._set_l1(index, 0)
+        self._image.guard.l2_tables.remove(offset)
+        for key in range(index << self._table_shift, (index + 1) << self._table_shift):
+            self.cache.forget(key)
+        self._image.retire(offset >> self._bits, 1, discard=False)
+
+    # -- looking up
+
+    async def map(self, offset: int, nbytes: int) -> Extent:
+        """The extent at *offset*, over as many clusters and slices as it reaches, up to *nbytes*."""
+        key = offset >> self.slice_shift
+        piece = self._piece(offset, nbytes, self._cached(key))
+        if piece is None:
+            piece = self._piece(offset, nbytes, (await self.cache.get(key)).table)
+        assert piece is not None
+        kind, length, host = piece
+        while length < nbytes and kind is not _COMPRESSED:
+            key = (offset + length) >> self.slice_shift
+            more = self._piece(offset + length, nbytes - length, self._cached(key))
+            if more is None:
+                more = self._piece(offset + length, nbytes - length, (await self.cache.get(key)).table)
+                assert more is not None
+            if more.kind is not kind or more.host != (host + length if host >= 0 else -1):
+                break
+            length += more.length
+        return Extent(kind, length, host, self._image.file if kind is _DATA or kind is _COMPRESSED else None)
+
+    def try_map(self, offset: int, nbytes: int) -> Extent | None:
+        """As ``map``, as far as slices in memory tell; None where the first one is not, or something is wrong."""
+        try:
+            piece = self._piece(offset, nbytes, self._cached(offset >> self.slice_shift))
+            if piece is None:
+                return None
+            kind, length, host = piece
+            while length < nbytes and kind is not _COMPRESSED:
+                key = (offset + length) >> self.slice_shift
+                more = self._piece(offset + length, nbytes - length, self._cached(key))
+                if more is None or more.kind is not kind or more.host != (host + length if host >= 0 else -1):
+                    break
+                length += more.length
+        except Corruption:
+            return None  # the slow lane will meet it, and can tell
+        return Extent(kind, length, host, self._image.file if kind is _DATA or kind is _COMPRESSED else None)
+
+    def _cached(self, key: int) -> array[int] | None:
+        found = self.cache.slices.get(key)
+        if found is None:
+            return None
+        found.hot = True
+        return found.table
+
+    def _piece(self, offset: int, nbytes: int, table: array[int] | None) -> _Piece | None:
+        """What one slice, or a stretch of L1 entries without tables, says. None: the slice is needed."""
+        l1 = self._image.l1
+        index = offset >> self._l1_shift
+        if index >= len(l1):
+            return _Piece(_UNALLOCATED, nbytes, -1)
+        if not l1[index] & L1_OFFSET_MASK:
+            end = offset + nbytes
+            index += 1
+            while index << self._l1_shift < end and index < len(l1) and not l1[index] & L1_OFFSET_MASK:
+                index += 1
+            return _Piece(_UNALLOCATED, min(end, index << self._l1_shift) - offset, -1)
+        if table is None:
+            return None
+        inside = offset & self._mask
+        first = (offset >> self._bits) & (self.slice_entries - 1)
+        last = min(self.slice_entries, first + ((inside + nbytes + self._mask) >> self._bits))
+        kind, count, host = self.run(table, first, last, offset)
+        return _Piece(
+            kind,
+            min(nbytes, (count << self._bits) - inside),
+            host if host < 0 or kind is _COMPRESSED else host + inside,
+        )
+
+    def run(self, table: array[int], first: int, last: int, offset: int) -> tuple[ExtentKind, int, int]:
+        """Kind, number of entries, and host offset of the first, of the run that starts at entry *first*.
+
+        *offset* is a guest offset in that cluster, for messages. Corruption where the entry cannot be true.
+        """
+        entry = table[first]
+        at = first + 1
+        if not entry & _SAME:
+            while at < last and not table[at] & _SAME:
+                at += 1
+            return _UNALLOCATED, at - first, -1
+        if entry & COMPRESSED:
+            return _COMPRESSED, 1, entry & ~(COPIED | COMPRESSED)
+        host = entry & L2_OFFSET_MASK
+        self.validate(entry, offset)
+        expected = entry & _SAME
+        step = self._cluster if host else 0
+        while at < last:
+            expected += step
+            if table[at] & _SAME != expected:
+                break
+            at += 1
+        if entry & ZERO:
+            return _ZERO, at - first, host or -1
+        return _DATA, at - first, host
+
+    def validate(self, entry: int, offset: int) -> None:
+        """Raise Corruption where a standard L2 *entry*, that of guest *offset*, cannot be true."""
+        host = entry & L2_OFFSET_MASK
+        if host & self._mask:
+            what = "Preallocated zero cluster offset" if entry & ZERO else "Cluster allocation offset"
+            raise Corruption(f"{what} {host:#x} unaligned ({self._where(offset)})")
+        if entry & ZERO and self._image.header.version < 3:
+            raise Corruption(f"Zero cluster entry found in pre-v3 image ({self._where(offset)})")
+
+    def _where(self, offset: int) -> str:
+        table = self._image.l1[offset >> self._l1_shift] & L1_OFFSET_MASK
+        index = (offset >> self._bits) & (self._image.geometry.l2_entries - 1)
+        return f"L2 offset: {table:#x}, L2 index: {index:#x}"
+
+    # -- for the write-back
+
+    @property
+    def dirty(self) -> bool:
+        """Whether L1 or L2 in memory differ from the disk's."""
+        return bool(self.cache.dirty or self._dirty_l1)
+
+    def encode(self, found: Slice[array[int]], pages: int) -> list[PendingWrite]:
+        """What must be written for *pages* of *found*, as they are now. Corruption where it would hit metadata."""
+        at = self._slice_offset(found.key)
+        writes = [
+            PendingWrite(at + start, table_to_bytes(found.table, start // 8, stop // 8))
+            for start, stop in self.cache.runs(pages)
+        ]
+        for offset, payload in writes:
+            self._image.guard.check(offset, len(payload), "active L2 table")
+        return writes
+
+    def take_l1(self) -> tuple[set[int], list[PendingWrite]]:
+        """The dirty sectors of the L1 table, which count as clean from now on, and their bytes."""
+        taken, self._dirty_l1 = self._dirty_l1, set()
+        base = self._image.header.l1_table_offset
+        writes = []
+        for sector in sorted(taken):
+            first = sector * _SECTOR_ENTRIES
+            writes.append(
+                PendingWrite(
+                    base + first * 8,
+                    table_to_bytes(self._image.l1, first, first + _SECTOR_ENTRIES),
+                )
+            )
+        return taken, writes
+
+    def put_back_l1(self, sectors: set[int]) -> None:
+        """*sectors* that ``take_l1`` handed out could not be written."""
+        self._dirty_l1 |= sectors
+
+    def l1_moved(self) -> None:
+        """All of the L1 table was written elsewhere."""
+        self._dirty_l1.clear()

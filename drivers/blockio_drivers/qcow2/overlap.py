@@ -1,0 +1,104 @@
+"""Nothing is written over metadata: the check before every write that could.
+
+QEMU's classes and words. ``overlap-check`` says which classes are looked at: ``none``; ``constant`` (header, active
+L1, refcount table, snapshot table); ``cached``, the default (also L2 tables, refcount blocks and snapshots' L1
+tables); ``all`` (also snapshots' L2 tables).
+
+Invariant: ``l2_tables`` and ``refcount_blocks`` are sorted and hold what the L1 table and the refcount table in
+memory point at, each once. Eight bytes for each, so that a hostile table cannot cost more than its own size again.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
+
+from blockio_drivers.qcow2.image import Corruption
+
+if TYPE_CHECKING:
+    from blockio_drivers.qcow2.areas import Area
+    from blockio_drivers.qcow2.image import Image
+
+__all__ = ["OverlapGuard", "SortedOffsets"]
+
+_TEMPLATES: Final = {"none": 0, "constant": 1, "cached": 2, "all": 3}
+
+
+class SortedOffsets:
+    """Cluster offsets in ascending order, each once."""
+
+    __slots__ = ("offsets",)
+
+    def __init__(self, offsets: Iterable[int] = ()) -> None:
+        self.offsets = array("Q", sorted(set(offsets) - {0}))
+
+    def add(self, offset: int) -> None:
+        """Put *offset* in, if it is not there."""
+        at = bisect_left(self.offsets, offset)
+        if at == len(self.offsets) or self.offsets[at] != offset:
+            self.offsets.insert(at, offset)
+
+    def remove(self, offset: int) -> None:
+        """Take *offset* out, if it is there."""
+        at = bisect_left(self.offsets, offset)
+        if at < len(self.offsets) and self.offsets[at] == offset:
+            del self.offsets[at]
+
+    def any_in(self, start: int, end: int) -> bool:
+        """Whether one lies in start..end (not included). *start* is at a cluster's boundary."""
+        at = bisect_left(self.offsets, start)
+        return at < len(self.offsets) and self.offsets[at] < end
+
+
+class OverlapGuard:
+    """Says whether a write would hit metadata. Cheap: a few comparisons and two binary searches."""
+
+    def __init__(self, image: Image, template: str) -> None:
+        self._image = image
+        self._mask = image.geometry.cluster_mask
+        self._level = _TEMPLATES[template]
+        self.l2_tables = SortedOffsets()
+        self.refcount_blocks = SortedOffsets()
+        self.inactive_l1: list[Area] = []
+        self.inactive_l2 = SortedOffsets()
+        self.snapshot_table_bytes = 0
+
+    def hit(self, offset: int, nbytes: int, ignore: str = "") -> str | None:
+        """The kind of metadata that *nbytes* at *offset* would overwrite, in QEMU's words; None: none."""
+        level = self._level
+        if not level or nbytes <= 0:
+            return None
+        header = self._image.header
+        mask = self._mask
+        end = (offset + nbytes + mask) & ~mask
+        start = offset & ~mask
+
+        def in_table(at: int, size: int) -> bool:
+            return bool(size) and at < end and start < at + size
+
+        if start == 0:
+            return "qcow2_header"
+        if ignore != "active L1 table" and in_table(header.l1_table_offset, header.l1_size * 8):
+            return "active L1 table"
+        if level > 1 and ignore != "active L2 table" and self.l2_tables.any_in(start, end):
+            return "active L2 table"
+        table_bytes = header.refcount_table_clusters << header.cluster_bits
+        if ignore != "refcount table" and in_table(header.refcount_table_offset, table_bytes):
+            return "refcount table"
+        if level > 1 and ignore != "refcount block" and self.refcount_blocks.any_in(start, end):
+            return "refcount block"
+        if in_table(header.snapshots_offset, self.snapshot_table_bytes):
+            return "snapshot table"
+        if level > 1 and any(in_table(at, size) for at, size in self.inactive_l1):
+            return "inactive L1 table"
+        if level > 2 and self.inactive_l2.any_in(start, end):
+            return "inactive L2 table"
+        return None
+
+    def check(self, offset: int, nbytes: int, ignore: str = "") -> None:
+        """Raise Corruption, before anything is written, where the write would overwrite metadata."""
+        kind = self.hit(offset, nbytes, ignore)
+        if kind is not None:
+            raise Corruption(f"Preventing invalid write on metadata (overlaps with {kind})", offset=offset, size=nbytes)

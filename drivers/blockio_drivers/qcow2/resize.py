@@ -1,0 +1,214 @@
+"""Changing the length of the disk.
+
+Growing makes room in the L1 table first (a new one is complete and stable before the header's one sector switches to
+it) and changes the header's size last. Shrinking lets go of what lies behind the new end, makes that stable, and only
+then gives up tables and file space. A crash leaves the old disk or the new one.
+"""
+
+from __future__ import annotations
+
+import errno
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from blockio.buffers import IoVector
+from blockio.errors import BlockError, LimitExceeded, UnsupportedFeature
+from blockio.types import ExtentKind, PreallocMode
+from blockio_drivers.qcow2.image import Corruption
+from blockio_drivers.qcow2.tables import table_to_bytes
+
+if TYPE_CHECKING:
+    from blockio_drivers.qcow2.allocation import Writer
+    from blockio_drivers.qcow2.allocator import Allocator
+    from blockio_drivers.qcow2.compressed import CompressedReader
+    from blockio_drivers.qcow2.discard import Discarder
+    from blockio_drivers.qcow2.image import Image
+    from blockio_drivers.qcow2.mapping import Mapping
+    from blockio_drivers.qcow2.writeback import WriteBack
+
+__all__ = ["Resizer"]
+
+_SECTOR: Final = 512
+_MAX_L1_BYTES: Final = 32 << 20
+_STEP: Final = 1 << 30
+"""How much is preallocated at once: a failure or a cancellation in the middle leaves the rest for another try."""
+
+
+class Resizer:
+    """``co_truncate`` of one image. The framework has made sure that no request is under way behind the shorter end."""
+
+    def __init__(
+        self,
+        image: Image,
+        mapping: Mapping,
+        allocator: Allocator,
+        writer: Writer,
+        discarder: Discarder,
+        write_back: WriteBack,
+        compressed: CompressedReader,
+    ) -> None:
+        self._image = image
+        self._mapping = mapping
+        self._allocator = allocator
+        self._writer = writer
+        self._discarder = discarder
+        self._write_back = write_back
+        self._compressed = compressed
+
+    async def truncate(self, length: int, prealloc: PreallocMode, *, zero: bool) -> None:
+        """Make the disk *length* bytes long; *zero*: the new part must read as zeroes whatever lies below.
+
+        Raises BlockError EINVAL for a length that is not whole sectors or a preallocation while shrinking,
+        UnsupportedFeature for a version 2 image with snapshots, LimitExceeded where the L1 table gets too large.
+        """
+        if length % _SECTOR:
+            raise BlockError(f"The new size must be a multiple of {_SECTOR}", errno.EINVAL)
+        header = self._image.header
+        if header.nb_snapshots and header.version < 3:
+            raise UnsupportedFeature("Can't resize a v2 image which has snapshots")
+        old = self._image.length
+        if length < old:
+            if prealloc is not PreallocMode.OFF:
+                raise BlockError("Preallocation can't be used for shrinking an image", errno.EINVAL)
+            await self._shrink(old, length)
+        elif length > old:
+            await self._grow(old, length, prealloc, zero=zero)
+
+    # -- growing
+
+    async def _grow(self, old: int, length: int, prealloc: PreallocMode, *, zero: bool) -> None:
+        entries = self._image.geometry.l1_entries_for(length)
+        limit = min(_MAX_L1_BYTES, self._image.host.trust.max_l1_bytes)
+        if entries * 8 > limit:
+            raise LimitExceeded("Failed to grow the L1 table: File too large")
+        if entries > len(self._image.l1):
+            await self._grow_l1(entries)
+        await self._zero_tail(old, zero=zero)
+        start = self._image.geometry.clusters(old) << self._image.geometry.cluster_bits
+        if prealloc is not PreallocMode.OFF:
+            await self._preallocate(start, length, prealloc)
+        elif zero and start < length and self._discarder.backing is not None:
+            await self._discarder.zero(start, length - start, unmap=False)
+        await self._write_back.run()
+        await self._image.barrier()
+        await self._image.set_size(length)
+
+    async def _grow_l1(self, entries: int) -> None:
+        """An L1 table of *entries*: written whole in a new place, stable, then named by the header.
+
+        No write-back may run meanwhile: it would write to the old place what the new one has not.
+        """
+        image, allocator = self._image, self._allocator
+        bits = image.geometry.cluster_bits
+        nbytes = entries * 8
+        count = image.geometry.clusters(nbytes)
+        async with self._write_back.exclusive():
+            room = await allocator.allocate(count, "L1 table")
+            try:
+                table = image.l1[:]
+                table.extend(0 for _ in range(entries - len(table)))
+                if image.lazy:
+                    await image.mark_dirty()
+                await image.write(room.offset, table_to_bytes(table).ljust(count << bits, b"\0"))
+                # The table may name L2 tables that only memory knew; their refcounts must be stable too.
+                await allocator.write_blocks()
+                await image.barrier()
+                await allocator.write_table()
+                await image.barrier()
+            except BaseException:
+                allocator.give_back(room.offset >> bits, count)
+                raise
+            old, old_count = image.header.l1_table_offset, image.geometry.clusters(image.header.l1_size * 8)
+            try:
+                # Should this fail, the new table may be the image's all the same: it is not given back.
+                await image.set_l1_table(room.offset, entries)
+            finally:
+                if image.header.l1_table_offset == room.offset:
+                    image.l1.extend(0 for _ in range(entries - len(image.l1)))
+            allocator.give_back(old >> bits, old_count)
+
+    async def _zero_tail(self, old: int, *, zero: bool) -> None:
+        """What the last cluster holds behind the old end was never the guest's; it becomes so now, as zeroes."""
+        image = self._image
+        mask = image.geometry.cluster_mask
+        end = (old + mask) & ~mask
+        if end == old:
+            return
+        kind = (await self._mapping.map(old, end - old)).kind
+        below = kind is ExtentKind.UNALLOCATED and zero and self._discarder.backing is not None
+        if kind is ExtentKind.ZERO or (kind is ExtentKind.UNALLOCATED and not below):
+            return
+        room = await self._writer.allocate(old, end - old)
+        try:
+            head = await self._guest_bytes(old - room.cow_head, room.cow_head)
+            await image.write(room.host_offset - room.cow_head, head + bytes(room.length))
+        except BaseException:
+            await room.abandon()
+            raise
+        await room.link()
+
+    async def _guest_bytes(self, offset: int, nbytes: int) -> bytearray:
+        """*nbytes* of one guest cluster, for copying them into a new one."""
+        data = bytearray(nbytes)
+        if not nbytes:
+            return data
+        iov = IoVector.of(data)
+        extent = await self._mapping.map(offset, nbytes)
+        backing = self._discarder.backing
+        if extent.kind is ExtentKind.DATA:
+            await self._image.file.co_preadv(extent.host_offset, iov)
+        elif extent.kind is ExtentKind.COMPRESSED:
+            await self._compressed.read(offset, iov, extent.host_offset)
+        elif extent.kind is ExtentKind.UNALLOCATED and backing is not None:
+            await backing.co_preadv(offset, iov)
+        return data
+
+    async def _preallocate(self, start: int, end: int, prealloc: PreallocMode) -> None:
+        """Give every guest cluster of start..end a host cluster that reads as zeroes."""
+        while start < end:
+            room = await self._writer.allocate(start, min(end - start, _STEP))
+            try:
+                await self._provide(room.host_offset, room.length, prealloc, fresh=room.fresh)
+            except BaseException:
+                await room.abandon()
+                raise
+            await room.link()
+            start += room.length
+
+    async def _provide(self, offset: int, nbytes: int, prealloc: PreallocMode, *, fresh: bool) -> None:
+        """Make the host bytes read as zeroes, with room behind them as *prealloc* says."""
+        mask = self._image.geometry.cluster_mask
+        nbytes = (nbytes + mask) & ~mask
+        file = self._image.file
+        if fresh:
+            mode = PreallocMode.OFF if prealloc is PreallocMode.METADATA else prealloc
+            if offset + nbytes > file.length:
+                await file.co_truncate(offset + nbytes, prealloc=mode)
+        else:
+            await self._image.write_zeroes(offset, nbytes)
+
+    # -- shrinking
+
+    async def _shrink(self, old: int, length: int) -> None:
+        image, geometry = self._image, self._image.geometry
+        start = geometry.clusters(length) << geometry.cluster_bits
+        end = geometry.clusters(old) << geometry.cluster_bits
+        await self._discarder.crop(start, end)
+        for index in range(geometry.l1_entries_for(length), len(image.l1)):
+            self._mapping.drop_table(index)
+        await self._write_back.run()
+        await image.barrier()
+        await image.set_size(length)
+        # Everything above is done; a file that keeps its old length is no failure.
+        with suppress(OSError):
+            await self._cut_file()
+
+    async def _cut_file(self) -> None:
+        """Cut off what nothing uses at the file's end."""
+        try:
+            last = await self._allocator.last_used()
+        except Corruption:
+            return
+        end = (last + 1) << self._image.geometry.cluster_bits
+        if 0 < end < self._image.file.length:
+            await self._image.file.co_truncate(end, exact=False)

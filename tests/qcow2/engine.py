@@ -1,0 +1,136 @@
+"""A qcow2 image in memory and its driver, without a graph: what the engine's tests stand on."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from blockio.buffers import IoVector
+from blockio.driver.child import Child
+from blockio.io import mapped
+from blockio.testing.memory import MemoryChild, MemoryHost, MemoryOpener
+from blockio.types import OpenFlags, PreallocMode
+from blockio_drivers.qcow2.create import create_image
+from blockio_drivers.qcow2.driver import Qcow2Driver
+from blockio_drivers.qcow2.options import Qcow2CreateOptions, Qcow2Options
+
+__all__ = ["Disk", "check_image", "new_image", "open_disk", "qemu_reads"]
+
+UNMAP: Final = OpenFlags(unmap=True)
+
+
+@dataclass
+class _Target:
+    file: Child
+
+    def open_image(self) -> Any:
+        raise AssertionError("nothing here needs the image opened while it is made")
+
+
+async def new_image(size: int, **options: Any) -> MemoryChild:
+    """A fresh image in memory."""
+    child = MemoryChild()
+    await create_image(_Target(child), Qcow2CreateOptions(size=size, **options))
+    child.log.clear()
+    return child
+
+
+class Disk:
+    """An open driver with the requests that the framework would send it. ``backing`` is None or a Child."""
+
+    def __init__(self, driver: Qcow2Driver, host: MemoryHost, file: MemoryChild) -> None:
+        self.driver = driver
+        self.host = host
+        self.file = file
+
+    async def write(self, offset: int, data: bytes | bytearray) -> None:
+        await mapped.write(self.driver, offset, IoVector.of(data))
+
+    async def read(self, offset: int, nbytes: int) -> bytes:
+        data = bytearray(nbytes)
+        await mapped.read(self.driver, offset, IoVector.of(data))
+        return bytes(data)
+
+    async def zero(self, offset: int, nbytes: int, flags: int = 0) -> None:
+        await self.driver.co_pwrite_zeroes(offset, nbytes, flags)
+
+    async def discard(self, offset: int, nbytes: int) -> None:
+        await self.driver.co_pdiscard(offset, nbytes)
+
+    async def flush(self) -> None:
+        await self.driver.co_flush_to_os()
+        await self.driver.co_flush_to_disk()
+        await self.file.co_flush()
+
+    async def truncate(self, length: int, prealloc: PreallocMode = PreallocMode.OFF, flags: int = 0) -> None:
+        await self.driver.co_truncate(length, exact=True, prealloc=prealloc, flags=flags)
+
+    async def close(self) -> None:
+        await self.driver.close()
+
+
+async def open_driver(
+    file: Child, *, flags: OpenFlags = UNMAP, backing: Child | None = None, **options: Any
+) -> tuple[Qcow2Driver, MemoryHost]:
+    """A driver over *file*."""
+    host = MemoryHost(flags=flags)
+    driver = Qcow2Driver(host)
+    opener = MemoryOpener(file=file, backing=backing) if backing is not None else MemoryOpener(file=file)
+    await driver.open(Qcow2Options(**options), opener)
+    return driver, host
+
+
+@asynccontextmanager
+async def open_disk(
+    file: MemoryChild,
+    *,
+    flags: OpenFlags = UNMAP,
+    backing: Child | None = None,
+    through: Child | None = None,
+    **options: Any,
+) -> AsyncIterator[Disk]:
+    """A driver over *file* (or *through* something that leads to it), closed at the end."""
+    driver, host = await open_driver(through or file, flags=flags, backing=backing, **options)
+    disk = Disk(driver, host, file)
+    try:
+        yield disk
+    except BaseException:
+        with suppress(OSError):
+            await disk.close()
+        raise
+    await disk.close()
+
+
+def check_image(data: bytes | bytearray, *, leaks: bool = False) -> None:
+    """``qemu-img check`` finds the image clean, or with *leaks* nothing worse than leaks."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "image.qcow2"
+        path.write_bytes(data)
+        done = subprocess.run(
+            ["qemu-img", "check", "-f", "qcow2", path], capture_output=True, text=True, check=False, timeout=60
+        )
+    allowed = {0, 3} if leaks else {0}
+    assert done.returncode in allowed, f"qemu-img check: exit {done.returncode}\n{done.stdout}{done.stderr}"
+
+
+def qemu_reads(data: bytes | bytearray, backing: bytes | None = None) -> bytes:
+    """The whole disk as QEMU reads it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, out = Path(folder) / "image.qcow2", Path(folder) / "out.raw"
+        path.write_bytes(data)
+        if backing is not None:
+            (Path(folder) / "base.raw").write_bytes(backing)
+        done = subprocess.run(
+            ["qemu-img", "convert", "-f", "qcow2", "-O", "raw", path, out],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        return out.read_bytes()
