@@ -342,6 +342,10 @@ class BlockDriver(ABC):
         """Cluster size and state."""
         return BlockInfo()
 
+    async def co_get_allocated_file_size(self) -> int | None:
+        """How many bytes of storage this driver itself spends; None where that is for its children to say."""
+        return None
+
     def specific_info(self) -> dict[str, Any] | None:
         """The ``format-specific`` part of ``info``, in QEMU's words: ``{"type": …, "data": {…}}``."""
         return None
