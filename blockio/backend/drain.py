@@ -52,7 +52,10 @@ class Drain(BackendCore):
             yield
         finally:
             # Whoever leaves a section must not leave the backend parked behind it, cancelled or not.
-            await finish(asyncio.ensure_future(self._context.run(self._drained_end(node))))
+            if self.in_own_loop():
+                self._drained_end(node)
+            else:
+                await finish(asyncio.ensure_future(self._context.run(self._end_over_there(node))))
 
     async def drain(self) -> None:
         """Wait until everything that has been asked for so far is done (``blk_drain``)."""
@@ -73,7 +76,10 @@ class Drain(BackendCore):
             raise
         return node
 
-    async def _drained_end(self, node: BlockNode | None) -> None:
+    async def _end_over_there(self, node: BlockNode | None) -> None:
+        self._drained_end(node)
+
+    def _drained_end(self, node: BlockNode | None) -> None:
         if node is not None:
             drained_end(node)
         self._quiesce_end()
