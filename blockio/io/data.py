@@ -1,0 +1,120 @@
+"""Reads and writes of whole blocks, between the padding and the driver (QEMU's bdrv_aligned_preadv, -_pwritev).
+
+Cutting to what the driver takes, zeroes past the end of the disk, detect-zeroes, FUA by flush. Formats are handed to
+``mapped``, which needs no cutting here: the children it reads and writes cut for themselves.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from blockio.buffers import IoVector
+from blockio.errors import OutOfRange, UnsupportedFeature
+from blockio.io import mapped, wall, zero
+from blockio.io.limits import MAX_BOUNCE
+from blockio.io.memory import block_memory
+from blockio.types import Capability, DetectZeroes, RequestFlags
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from blockio.driver.base import BlockDriver
+    from blockio.io.node_io import NodeIO
+    from blockio.types import BlockLimits
+
+__all__ = ["read_blocks", "write_blocks", "write_through"]
+
+_FUA: Final = int(RequestFlags.FUA)
+_MAY_UNMAP: Final = int(RequestFlags.MAY_UNMAP)
+_COMPRESSED: Final = int(RequestFlags.WRITE_COMPRESSED)
+_UNCHANGED: Final = int(RequestFlags.WRITE_UNCHANGED)
+
+
+async def read_blocks(io: NodeIO, offset: int, iov: IoVector) -> None:
+    """Fill *iov* from *offset*, both whole blocks. What lies past the end of the disk reads as zeroes."""
+    driver = io.driver()
+    align = io.limits.request_alignment
+    nbytes = iov.nbytes
+    inside = max(0, min(nbytes, (driver.length - offset + align - 1) & -align))
+    if inside < nbytes:
+        iov.slice(inside, nbytes - inside).fill_zero()
+        if not inside:
+            return
+        iov = iov.slice(0, inside)
+    if io.maps_reads is not None:
+        await mapped.read(io.maps_reads, offset, iov)
+        return
+    limits = io.limits
+    for part in _transfers(limits, iov):
+        if len(part.views) > limits.max_iov > 0:
+            memory = block_memory(part.nbytes, limits.min_mem_alignment)
+            await wall.preadv(io.driver(), limits, offset, IoVector([memory], part.nbytes))
+            part.copy_from(memory)
+        else:
+            await wall.preadv(io.driver(), limits, offset, part)
+        offset += part.nbytes
+
+
+async def write_blocks(io: NodeIO, offset: int, iov: IoVector, flags: int) -> bool:
+    """Write *iov* at *offset*, both whole blocks, with what *flags* asks for (FUA, WRITE_COMPRESSED …).
+
+    True: FUA is wanted and the driver has none of its own, so a flush must follow once the write is counted.
+    """
+    driver = io.driver()
+    detect = io.node.detect_zeroes
+    if flags & _COMPRESSED:
+        await _write_compressed(driver, offset, iov)
+    elif detect is not DetectZeroes.OFF and driver.capabilities.write_zeroes is Capability.NATIVE and iov.is_zero():
+        may_unmap = _MAY_UNMAP if detect is DetectZeroes.UNMAP else 0
+        return await zero.zero_blocks(io, offset, iov.nbytes, flags | may_unmap)
+    else:
+        await write_through(io, offset, iov, flags)
+    return bool(flags & _FUA) and not io.native_fua
+
+
+async def write_through(io: NodeIO, offset: int, iov: IoVector, flags: int) -> None:
+    """Hand *iov* to the driver in transfers that it takes. FUA goes along only where the driver has its own."""
+    driver = io.driver()
+    if io.maps_writes is not None:
+        if offset + iov.nbytes > driver.length:
+            raise OutOfRange  # a format's size is in its metadata: writing cannot move it
+        await mapped.write(io.maps_writes, offset, iov)
+        return
+    limits = io.limits
+    driver_flags = flags & (_UNCHANGED | _FUA) if io.native_fua else flags & _UNCHANGED
+    for part in _transfers(limits, iov):
+        piece = part
+        if len(part.views) > limits.max_iov > 0:
+            memory = block_memory(part.nbytes, limits.min_mem_alignment)
+            memory[:] = part.tobytes()
+            piece = IoVector([memory], part.nbytes)
+        await wall.pwritev(io.driver(), limits, offset, piece, driver_flags)
+        offset += part.nbytes
+
+
+async def _write_compressed(driver: BlockDriver, offset: int, iov: IoVector) -> None:
+    if driver.capabilities.write_compressed is Capability.NONE:
+        raise UnsupportedFeature
+    await wall.called(driver, "co_pwritev_compressed", driver.co_pwritev_compressed(offset, iov))
+
+
+def _transfers(limits: BlockLimits, iov: IoVector) -> Iterator[IoVector]:
+    """Cut *iov* into whole blocks of at most ``max_transfer`` bytes and ``max_iov`` views.
+
+    Where ``max_iov`` views do not even make one block, a part with more views is given out, at most ``MAX_BOUNCE``
+    long: it must go through a bounce buffer.
+    """
+    longest = limits.max_transfer or iov.nbytes
+    most = limits.max_iov or len(iov.views)
+    if iov.nbytes <= longest and len(iov.views) <= most:
+        yield iov
+        return
+    align = limits.request_alignment
+    at = 0
+    while at < iov.nbytes:
+        part = iov.slice(at, min(longest, iov.nbytes - at))
+        if len(part.views) > most:
+            fitting = sum(view.nbytes for view in part.views[:most]) & -align
+            part = part.slice(0, fitting or min(part.nbytes, max(MAX_BOUNCE, align)))
+        yield part
+        at += part.nbytes

@@ -1,0 +1,81 @@
+"""The contract wall between the request path and a driver.
+
+Before a call it looks whether *we* keep what ``BlockDriver`` promises its authors (range, alignment, size, flags),
+after it whether the *driver* did (no result, a true errno). A breach is a mistake in a program, not in an image or a
+disk: RuntimeError, naming the driver. The fast lane has no wall; its checks are the lane's own conditions.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from blockio.types import Capability, RequestFlags
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from blockio.buffers import IoVector
+    from blockio.driver.base import BlockDriver
+    from blockio.types import BlockLimits
+
+__all__ = ["called", "preadv", "pwrite_zeroes", "pwritev"]
+
+_FUA = int(RequestFlags.FUA)
+_WRITE_FLAGS = int(RequestFlags.FUA | RequestFlags.WRITE_UNCHANGED)
+
+
+def _breach(driver: BlockDriver, what: str) -> RuntimeError:
+    return RuntimeError(f"driver '{driver.name}' (node '{driver.host.node_name}'): {what}")
+
+
+def _check_transfer(driver: BlockDriver, limits: BlockLimits, offset: int, iov: IoVector) -> None:
+    nbytes = iov.nbytes
+    if (
+        offset < 0
+        or nbytes <= 0
+        or (offset | nbytes) & (limits.request_alignment - 1)
+        or len(iov.views) > limits.max_iov > 0
+        or nbytes > limits.max_transfer > 0
+    ):
+        raise _breach(driver, f"a request of {nbytes} bytes in {len(iov.views)} parts at {offset} breaks {limits}")
+
+
+async def called(driver: BlockDriver, operation: str, call: Awaitable[object]) -> None:
+    """Await *call*, the driver's *operation*, and look at how it ends."""
+    try:
+        result = await call
+    except OSError as error:
+        if not error.errno or error.errno < 0:
+            raise _breach(driver, f"{operation} failed with the errno {error.errno}") from error
+        raise
+    if result is not None:
+        raise _breach(driver, f"{operation} returned {result!r}")
+
+
+async def preadv(driver: BlockDriver, limits: BlockLimits, offset: int, iov: IoVector) -> None:
+    """``driver.co_preadv`` of one request within *limits*."""
+    _check_transfer(driver, limits, offset, iov)
+    await called(driver, "co_preadv", driver.co_preadv(offset, iov, 0))
+
+
+async def pwritev(driver: BlockDriver, limits: BlockLimits, offset: int, iov: IoVector, flags: int) -> None:
+    """``driver.co_pwritev`` of one request within *limits*; *flags* only those the driver may see."""
+    _check_transfer(driver, limits, offset, iov)
+    if flags & ~_WRITE_FLAGS or (flags & _FUA and driver.capabilities.fua is not Capability.NATIVE):
+        raise _breach(driver, f"a write with the flags {RequestFlags(flags)!r}")
+    await called(driver, "co_pwritev", driver.co_pwritev(offset, iov, flags))
+
+
+async def pwrite_zeroes(driver: BlockDriver, limits: BlockLimits, offset: int, nbytes: int, flags: int) -> None:
+    """``driver.co_pwrite_zeroes`` of one fragment: within the disk's blocks, not across its zeroing units."""
+    unit = max(limits.pwrite_zeroes_alignment, limits.request_alignment)
+    misplaced = (offset | nbytes) % unit and offset // unit != (offset + nbytes - 1) // unit
+    if (
+        offset < 0
+        or nbytes <= 0
+        or misplaced
+        or (offset | nbytes) & (limits.request_alignment - 1)
+        or flags & ~int(driver.capabilities.zero_flags)
+    ):
+        raise _breach(driver, f"a zero write of {nbytes} bytes at {offset}, flags {flags:#x}, breaks {limits}")
+    await called(driver, "co_pwrite_zeroes", driver.co_pwrite_zeroes(offset, nbytes, flags))

@@ -1,0 +1,224 @@
+"""raw: the file's bytes are the disk's, or a window of them (``offset``, ``size``).
+
+The mapping is one addition, so requests are handed to the file directly instead of going through
+``co_map`` and ``co_allocate``; the mapping is there for those who ask where bytes lie.
+
+A disk whose format was guessed is watched: a guest that writes another format's header into its first sector would
+have the host read it as that format the next time (and open the backing file it names). Such a write is refused.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, NoReturn
+
+import msgspec
+
+from blockio.buffers import IoVector
+from blockio.driver.base import (
+    Allocation,
+    Capabilities,
+    ChildOpener,
+    CreateTarget,
+    DriverHost,
+    FormatDriver,
+    default_child_perm,
+)
+from blockio.driver.options import Size
+from blockio.errors import BlockError, OptionError, ReadOnly, UnsupportedFeature
+from blockio.types import (
+    BlockInfo,
+    BlockLimits,
+    BlockStatus,
+    Capability,
+    Extent,
+    ExtentKind,
+    Perm,
+    PreallocMode,
+    RequestFlags,
+    Role,
+    StatusFlags,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["RawCreateOptions", "RawDriver", "RawOptions"]
+
+_SECTOR: Final = 512
+"""Disks are whole sectors, as guests see them; a file that ends inside one is read as if zeroes followed."""
+
+_MAX_OFFSET: Final = 2**63 - 1
+_PLACE: Final = StatusFlags.RAW | StatusFlags.OFFSET_VALID
+_WRITES: Final = Perm.WRITE | Perm.RESIZE
+
+
+class RawOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The window in bytes: where the disk begins in the file and, if given, how long it is (then it cannot grow)."""
+
+    offset: Size = 0
+    size: Size | None = None
+
+
+class RawCreateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``size`` in bytes, rounded up to whole sectors; ``preallocation`` is the file's."""
+
+    size: Size | None = None
+    preallocation: PreallocMode = PreallocMode.OFF
+
+
+class RawDriver(FormatDriver):
+    """A window on its file. Invariant: ``length`` is a multiple of 512; with a fixed size it never changes."""
+
+    name = "raw"
+    Options = RawOptions
+    CreateOptions = RawCreateOptions
+    capabilities = Capabilities(
+        write_zeroes=Capability.NATIVE,
+        discard=Capability.NATIVE,
+        fua=Capability.NATIVE,
+        resize=Capability.NATIVE,
+        copy_range=Capability.NATIVE,
+        zero_flags=RequestFlags.MAY_UNMAP | RequestFlags.NO_FALLBACK | RequestFlags.FUA,
+    )
+
+    def __init__(self, host: DriverHost) -> None:
+        super().__init__(host)
+        self.offset = 0
+        self.fixed_size: int | None = None
+
+    @classmethod
+    def probe(cls, head: bytes, filename: str) -> int:
+        """Anything can be raw: the least that is more than nothing, for when nobody else speaks up."""
+        return 1
+
+    @classmethod
+    async def co_create(cls, target: CreateTarget, options: RawCreateOptions) -> None:
+        if options.size is None:
+            raise OptionError("Image creation needs a size parameter")
+        await target.file.co_truncate(_whole_sectors(options.size), exact=False, prealloc=options.preallocation)
+
+    # -- life
+
+    async def open(self, options: RawOptions, opener: ChildOpener) -> None:
+        # Without a window raw passes everything through, as a filter does; then it needs no more of its file
+        # than its users need of it.
+        windowed = options.offset > 0 or options.size is not None
+        role = (Role.DATA if windowed else Role.FILTERED) | Role.PRIMARY
+        self.offset = options.offset
+        self.fixed_size = options.size
+        self.file = await opener.required("file", role)
+        containing = await self.file.co_getlength()
+        if options.offset > containing:
+            raise OptionError(
+                f"Offset ({options.offset}) cannot be greater than size of the containing file ({containing})"
+            )
+        if options.size is not None:
+            if options.size > containing - options.offset:
+                raise OptionError(
+                    f"The sum of offset ({options.offset}) and size ({options.size}) has to be smaller or equal to the "
+                    f" actual size of the containing file ({containing})"
+                )
+            if options.size % _SECTOR:
+                raise OptionError(f"Specified size is not multiple of {_SECTOR}")
+        self.length = self._length_in(containing)
+        if self.host.probed and not self.host.flags.read_only:
+            self.host.report(
+                f"WARNING: Image format was not specified for '{self.file.filename}' and probing guessed raw.\n"
+                "         Automatically detecting the format is dangerous for raw images, write operations on block 0 "
+                "will be restricted.\n"
+                "         Specify the 'raw' format explicitly to remove the restrictions."
+            )
+
+    def _length_in(self, containing: int) -> int:
+        """How long the disk is in a file of *containing* bytes."""
+        left = max(0, containing - self.offset)
+        return _whole_sectors(left) if self.fixed_size is None else min(self.fixed_size, left)
+
+    def child_perm(self, child: str, role: Role, perm: Perm, shared: Perm) -> tuple[Perm, Perm]:
+        # What a format needs to write and grow its metadata, raw has no use for: there is none.
+        wanted, allowed = default_child_perm(role, perm, shared, self.host.flags)
+        return (wanted & ~_WRITES) | (perm & _WRITES), allowed
+
+    # -- facts
+
+    def limits(self) -> BlockLimits:
+        """Whole sectors where the first one is watched: a write to it must be seen as a whole."""
+        return BlockLimits(request_alignment=_SECTOR if self.host.probed else 1)
+
+    async def co_getlength(self) -> int:
+        self.length = self._length_in(await self.file.co_getlength())
+        return self.length
+
+    async def co_get_info(self) -> BlockInfo:
+        return await self.file.co_get_info()
+
+    async def co_map(self, offset: int, nbytes: int) -> Extent:
+        return Extent(ExtentKind.DATA, nbytes, offset + self.offset, self.file)
+
+    def try_map(self, offset: int, nbytes: int) -> Extent | None:
+        return Extent(ExtentKind.DATA, nbytes, offset + self.offset, self.file)
+
+    async def co_allocate(self, offset: int, nbytes: int) -> Allocation:
+        raise AssertionError("raw writes in place")
+
+    async def co_block_status(self, offset: int, nbytes: int, *, want_zero: bool) -> BlockStatus:
+        return BlockStatus(_PLACE, nbytes, offset + self.offset, self.file.node_name)
+
+    # -- requests
+
+    def _refuse_beyond(self) -> NoReturn:
+        raise BlockError(errno=errno.ENOSPC)
+
+    async def co_preadv(self, offset: int, iov: IoVector, flags: RequestFlags | int) -> None:
+        await self.file.co_preadv(offset + self.offset, iov, flags)
+
+    async def co_pwritev(self, offset: int, iov: IoVector, flags: RequestFlags | int) -> None:
+        if self.fixed_size is not None and offset + iov.nbytes > self.fixed_size:
+            self._refuse_beyond()
+        if offset < _SECTOR and self.host.probed:
+            iov = self._checked_first_sector(iov)
+        await self.file.co_pwritev(offset + self.offset, iov, flags)
+
+    def _checked_first_sector(self, iov: IoVector) -> IoVector:
+        """*iov* with its first sector copied and looked at; ReadOnly (EPERM) if it is the head of another format.
+
+        The copy is what is written: a guest may change its own memory after the look.
+        """
+        from blockio.driver.probe import guess_format  # noqa: PLC0415  # loads every driver; only a guessed raw needs it
+
+        head = iov.slice(0, _SECTOR).tobytes()
+        if guess_format(head) != self.name:
+            raise ReadOnly
+        return IoVector.of(head).concat(iov.slice(_SECTOR, iov.nbytes - _SECTOR))
+
+    async def co_pwrite_zeroes(self, offset: int, nbytes: int, flags: RequestFlags | int) -> None:
+        if self.fixed_size is not None and offset + nbytes > self.fixed_size:
+            self._refuse_beyond()
+        await self.file.co_pwrite_zeroes(offset + self.offset, nbytes, flags)
+
+    async def co_pdiscard(self, offset: int, nbytes: int) -> None:
+        if self.fixed_size is not None and offset + nbytes > self.fixed_size:
+            self._refuse_beyond()
+        await self.file.co_pdiscard(offset + self.offset, nbytes)
+
+    async def co_truncate(self, length: int, *, exact: bool, prealloc: PreallocMode, flags: RequestFlags | int) -> None:
+        if self.fixed_size is not None:
+            raise UnsupportedFeature("Cannot resize fixed-size raw disks")
+        if length > _MAX_OFFSET - self.offset:
+            raise BlockError("Disk size too large for the chosen offset", errno.EINVAL)
+        await self.file.co_truncate(length + self.offset, exact=exact, prealloc=prealloc, flags=flags)
+        self.length = self._length_in(self.file.length)
+
+    def try_preadv(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool:
+        return self.file.try_preadv(offset + self.offset, bufs, nbytes)
+
+    def try_pwritev(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool:
+        if offset < _SECTOR and self.host.probed:
+            return False
+        return self.file.try_pwritev(offset + self.offset, bufs, nbytes)
+
+
+def _whole_sectors(nbytes: int) -> int:
+    return -(-nbytes // _SECTOR) * _SECTOR
