@@ -145,8 +145,10 @@ class Checker:
         self.references = References(0, self.codec.maximum)
         self.stored = bytearray()
         """The refcounts the image stores, one byte each; 255 stands for 255 and more, see ``stored_refcount``."""
-        self.fix_misaligned_zero: Callable[[int, int, bool], None] | None = None
-        """Told (L2 table, index, active) of zero clusters with a crooked reserve, which ``repair`` can mend."""
+        self.metadata: list[Area] = []
+        """Header and tables, but neither L2 tables nor refcount blocks: what a repair must not write L2 tables over."""
+        self.fix_misaligned_zero: Callable[[int, int, int], None] | None = None
+        """Told (L2 table, index, weight) of zero clusters with a crooked reserve, which ``repair`` will mend."""
         self.verb = "ERROR"
         self._with_refcount_structure = with_refcount_structure
         self._turn = 0
@@ -189,15 +191,19 @@ class Checker:
         self.references = References(self.clusters + 1, self.codec.maximum)
         self.result.total_clusters = self.geometry.clusters(self.header.disk_size)
         await self._load_refcounts()
-        self.add_region(0, self.geometry.cluster_size)
+        self._add_table(0, self.geometry.cluster_size)
         snapshots, table_bytes = await self._snapshots()
         await self._count_l1_tables(snapshots)
-        self.add_region(self.header.snapshots_offset, table_bytes)
+        self._add_table(self.header.snapshots_offset, table_bytes)
         if self.header.encryption is not None:
-            self.add_region(self.header.encryption.offset, self.header.encryption.length)
+            self._add_table(self.header.encryption.offset, self.header.encryption.length)
         await self._count_bitmaps()
         if self._with_refcount_structure:
             await self._count_refcount_structure()
+
+    def _add_table(self, offset: int, nbytes: int) -> None:
+        self.metadata.append(Area(offset, nbytes))
+        self.add_region(offset, nbytes)
 
     def add_region(self, offset: int, nbytes: int, weight: int = 1) -> None:
         """Count references to all clusters that *nbytes* from *offset* touch."""
@@ -269,7 +275,7 @@ class Checker:
                         self.progress(done, total)
 
     async def _count_l1(self, table: _L1Table, weights: References) -> None:
-        self.add_region(table.offset, table.entries * 8)
+        self._add_table(table.offset, table.entries * 8)
         async for _, entry in self._l1_entries(table):
             if entry & L1_RESERVED_MASK:
                 self.error(f"ERROR found L1 entry with reserved bits set: {entry:x}")
@@ -320,7 +326,7 @@ class Checker:
         found = self.header.bitmaps
         if found is None:
             return
-        self.add_region(found.directory_offset, found.directory_size)
+        self._add_table(found.directory_offset, found.directory_size)
         try:
             tables = bitmap_tables(
                 bytes(await self.read(found.directory_offset, found.directory_size)),
@@ -333,7 +339,7 @@ class Checker:
             self.result.check_errors += 1
             return
         for table in tables:
-            self.add_region(table.offset, table.nbytes)
+            self._add_table(table.offset, table.nbytes)
             await self._count_bitmap(table)
 
     async def _count_bitmap(self, table: Area) -> None:
@@ -371,7 +377,7 @@ class Checker:
 
     async def _count_refcount_structure(self) -> None:
         header, geometry = self.header, self.geometry
-        self.add_region(header.refcount_table_offset, header.refcount_table_clusters << geometry.cluster_bits)
+        self._add_table(header.refcount_table_offset, header.refcount_table_clusters << geometry.cluster_bits)
         for index, entry in enumerate(self.refcount_table):
             if not entry:
                 continue
@@ -597,5 +603,5 @@ class _L2Walk:
         )
         if checker.fix_misaligned_zero is None:
             return False
-        checker.fix_misaligned_zero(self.offset, index, self.active)
+        checker.fix_misaligned_zero(self.offset, index, self.weight)
         return True
