@@ -264,6 +264,11 @@ class BlockDriver(ABC):
     Options: ClassVar[type[msgspec.Struct]] = NoOptions
     CreateOptions: ClassVar[type[msgspec.Struct] | None] = None
     capabilities: Capabilities = Capabilities()
+    strong_options: ClassVar[frozenset[str] | None] = None
+    """Those of ``Options`` that change which data the node shows, beside ``filename``; None: all of them.
+
+    A node that was given one cannot be opened again by its file name alone, so it is named by a ``json:`` name.
+    """
 
     def __init__(self, host: DriverHost) -> None:
         self.host = host
@@ -432,6 +437,16 @@ class ProtocolDriver(BlockDriver):
     async def co_create_file(cls, filename: str, options: Any) -> None:
         """Make a new file or device area by that name, as ``qemu-img create -f raw`` would."""
         raise UnsupportedFeature(f"Driver '{cls.name}' does not support image creation")
+
+    @classmethod
+    async def co_file_exists(cls, filename: str) -> bool:
+        """Whether something has that name already. A driver that cannot tell says yes, and nothing is ever removed."""
+        return True
+
+    @classmethod
+    async def co_delete_file(cls, filename: str) -> None:
+        """Remove what ``co_create_file`` made, because making an image of it failed. UnsupportedFeature: it stays."""
+        raise UnsupportedFeature(f"Driver '{cls.name}' does not support image deletion")
 
     async def co_block_status(self, offset: int, nbytes: int, *, want_zero: bool) -> BlockStatus:
         """Without better knowledge all is data, where it stands."""

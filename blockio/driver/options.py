@@ -16,10 +16,10 @@ Values that came from text are text until a driver's ``Options`` (a ``msgspec.St
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from types import UnionType
-from typing import Annotated, Any, Final, TypeAlias, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Final, NamedTuple, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -272,10 +272,15 @@ def parse_size(text: str, name: str = "size") -> int:
     try:
         value = _parse_hex(number) if number[:2].lower() == "0x" else _parse_decimal(number)
     except ValueError:
-        raise OptionError(f"Parameter '{name}' expects a non-negative number below 2^64", hint=_SIZE_HINT) from None
+        raise not_a_size(name) from None
     if value >= 1 << 64:
         raise OptionError(f"Value '{text}' is out of range for parameter '{name}'", errno.ERANGE)
     return value
+
+
+def not_a_size(name: str) -> OptionError:
+    """What QEMU says when option *name* should be a number of bytes."""
+    return OptionError(f"Parameter '{name}' expects a non-negative number below 2^64", hint=_SIZE_HINT)
 
 
 def _parse_hex(number: str) -> int:
@@ -303,27 +308,46 @@ def _parse_decimal(number: str) -> int:
 # -- typed options
 
 
-def convert_options(cls: type[msgspec.Struct], options: Mapping[str, Any], driver: str) -> Any:
+def convert_options(
+    cls: type[msgspec.Struct], options: Mapping[str, Any], driver: str, *, creating: bool = False
+) -> Any:
     """An instance of *cls* from nested *options* whose leaves may be text.
 
     Fields are matched by their encoded names (``rename="kebab"`` gives QEMU's). OptionError names the option that is
-    wrong in QEMU's words; one that *cls* does not have is ``Block format 'X' does not support the option 'y'``.
+    wrong in QEMU's words, which differ between opening and *creating* an image.
     """
+    words = _Words(driver, creating)
     try:
-        return msgspec.convert(_coerce_struct(cls, options, driver, ""), cls, strict=False)
+        return msgspec.convert(_coerce_struct(cls, options, words, ""), cls, strict=False)
     except msgspec.ValidationError as error:
-        raise _translated(error, options) from error
+        raise _translated(error, options, words) from error
 
 
-def _coerce_struct(cls: type[msgspec.Struct], options: Mapping[str, Any], driver: str, prefix: str) -> OptionDict:
+class _Words(NamedTuple):
+    """What QEMU says of wrong options of *driver*, opening or *creating*."""
+
+    driver: str
+    creating: bool
+
+    def unknown(self, name: str) -> OptionError:
+        if self.creating:
+            return OptionError(f"Invalid parameter '{name}'")
+        return OptionError(f"Block format '{self.driver}' does not support the option '{name}'")
+
+    def no_such_value(self, name: str, value: object) -> OptionError:
+        if self.creating:
+            return OptionError(f"Parameter '{name}' does not accept value '{value}'")
+        return OptionError(f"invalid parameter value: {value}")
+
+
+def _coerce_struct(cls: type[msgspec.Struct], options: Mapping[str, Any], words: _Words, prefix: str) -> OptionDict:
     hints = _hints(cls)
     result: OptionDict = {}
     for name, value in options.items():
         hint = hints.get(name)
         if hint is None:
-            first = next(iter(flatten({name: value})), name)
-            raise OptionError(f"Block format '{driver}' does not support the option '{prefix}{first}'")
-        result[name] = _coerce(hint, value, driver, prefix + name)
+            raise words.unknown(prefix + next(iter(flatten({name: value})), name))
+        result[name] = _coerce(hint, value, words, prefix + name)
     return result
 
 
@@ -356,16 +380,15 @@ def _alternatives(hint: Any) -> Iterator[tuple[Any, bool]]:
         yield hint, False
 
 
-def _coerce(hint: Any, value: Any, driver: str, name: str) -> Any:
+def _coerce(hint: Any, value: Any, words: _Words, name: str) -> Any:
     kinds = list(_alternatives(hint))
     types = [plain for plain, _ in kinds]
     if isinstance(value, Mapping):
         for plain in types:
             if isinstance(plain, type) and issubclass(plain, msgspec.Struct):
-                return _coerce_struct(plain, value, driver, name + ".")
+                return _coerce_struct(plain, value, words, name + ".")
         if not any(plain is Any or get_origin(plain) in (dict, Mapping) or plain is dict for plain in types):
-            first = next(iter(flatten(value)), "")
-            raise OptionError(f"Block format '{driver}' does not support the option '{name}.{first}'")
+            raise words.unknown(f"{name}.{next(iter(flatten(value)), '')}")
         return value
     if not isinstance(value, str) or str in types or Any in types:
         return value
@@ -375,9 +398,6 @@ def _coerce(hint: Any, value: Any, driver: str, name: str) -> Any:
         return parse_size(value, name)
     if int in types:
         return _parse_number(value, name)
-    for plain in types:
-        if isinstance(plain, type) and issubclass(plain, Enum) and value not in [member.value for member in plain]:
-            raise OptionError(f"Parameter '{name}' does not accept value '{value}'")
     return value
 
 
@@ -393,19 +413,18 @@ def _parse_number(text: str, name: str) -> int:
         raise OptionError(f"Parameter '{name}' expects a number") from None
 
 
-def _translated(error: msgspec.ValidationError, options: Mapping[str, Any]) -> OptionError:
-    text = str(error)
-    reason, _, where = text.partition(" - at `")
-    path = where.removesuffix("`").removeprefix("$.").removeprefix("$")
+def _translated(error: msgspec.ValidationError, options: Mapping[str, Any], words: _Words) -> OptionError:
+    reason, _, where = str(error).partition(" - at `")
+    path = where.removesuffix("`").removeprefix("$").removeprefix(".")
     if reason.startswith("Object missing required field `"):
         name = reason.split("`")[1]
         return OptionError(f"Parameter '{path + '.' if path else ''}{name}' is missing")
     value = flatten(options).get(path)
     if reason.startswith("Invalid enum value"):
-        return OptionError(f"Parameter '{path}' does not accept value '{value}'")
+        return words.no_such_value(path, value)
+    expected = reason.removeprefix("Expected `").split("`")[0].split(" | ")
+    if "bool" in expected:
+        return OptionError(f"Parameter '{path}' expects 'on' or 'off'")
+    if "int" in expected and isinstance(value, (bool, int, float)):
+        return not_a_size(path)
     return OptionError(f"Invalid parameter '{path}': {reason}" if path else f"Invalid options: {reason}")
-
-
-def names_of(cls: type[msgspec.Struct]) -> Sequence[str]:
-    """The option names of *cls* as users write them."""
-    return cls.__struct_encode_fields__

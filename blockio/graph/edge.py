@@ -46,7 +46,9 @@ class Edge:
         "co_pwrite_zeroes",
         "co_pwritev",
         "co_truncate",
+        "inherits",
         "name",
+        "named_by_image",
         "node",
         "parent",
         "parent_node",
@@ -82,6 +84,10 @@ class Edge:
         self.shared = shared
         self.attached = False
         self.quiesced_parent = False
+        self.inherits = False
+        """The child was opened for this parent and follows it when it is reopened."""
+        self.named_by_image = False
+        """The image names this child; whoever opens the image again gets it without saying so."""
         self.bind()
 
     def __repr__(self) -> str:

@@ -23,6 +23,8 @@ class NodeOptions:
     flags: OpenFlags
     driver: str | None = None
     node_name: str | None = None
+    explicit: frozenset[str] = frozenset()
+    """The names of the flags that the options set; these do not follow the parent when it is reopened."""
     detect_zeroes: DetectZeroes = DetectZeroes.OFF
     rest: dict[str, Any] = field(default_factory=dict)
 
@@ -75,7 +77,7 @@ def take_node_options(options: Mapping[str, Any], flags: OpenFlags) -> NodeOptio
     detect_zeroes = _detect_zeroes(rest.pop("detect-zeroes", "off"), flags)
     if flags.force_share and not flags.read_only:
         raise OptionError("force-share=on can only be used with read-only images")
-    return NodeOptions(flags, driver, node_name, detect_zeroes, rest)
+    return NodeOptions(flags, driver, node_name, frozenset(changes), detect_zeroes, rest)
 
 
 def _switch(value: object, name: str) -> bool:

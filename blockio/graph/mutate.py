@@ -10,7 +10,8 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from blockio.errors import BlockError, OptionError
+from blockio.driver.base import FormatDriver
+from blockio.errors import BlockError, OptionError, UnsupportedFeature
 from blockio.graph import drain
 from blockio.graph.edge import Edge
 from blockio.graph.node import BlockNode
@@ -22,7 +23,16 @@ if TYPE_CHECKING:
 
     from blockio.graph.path import ChildParent
 
-__all__ = ["attach_child", "child_perms", "detach_child", "replace_child", "replace_node"]
+__all__ = [
+    "append_node",
+    "attach_child",
+    "child_perms",
+    "detach_child",
+    "drop_node",
+    "replace_child",
+    "replace_node",
+    "set_backing",
+]
 
 
 def child_perms(parent: BlockNode, name: str, role: Role) -> tuple[Perm, Perm]:
@@ -82,7 +92,67 @@ async def replace_node(old: BlockNode, new: BlockNode, *, keep: Iterable[Edge] =
     await _replace([edge for edge in old.parents if edge not in kept], new)
 
 
-async def _replace(edges: list[Edge], node: BlockNode) -> None:
+async def set_backing(node: BlockNode, backing: BlockNode | None) -> None:
+    """Let *backing* be what *node* falls back on where it holds no data itself; None: nothing (zeroes).
+
+    Drained meanwhile. UnsupportedFeature for a driver without backing files; else as ``attach_child``.
+    """
+    driver = node.driver
+    if not isinstance(driver, FormatDriver) or not driver.capabilities.backing:
+        raise UnsupportedFeature(
+            f"Driver '{node.driver_class.name}' of node '{node.node_name}' does not support backing files"
+        )
+    async with drain.drained(node):
+        edge = node.backing
+        if edge is not None and backing is not None:
+            await _replace([edge], backing)
+            edge.named_by_image = edge.inherits = False
+        elif edge is not None:
+            driver.backing = None
+            await detach_child(edge)
+        elif backing is not None:
+            perm, shared = child_perms(node, "backing", Role.COW)
+            driver.backing = attach_child(node, backing, "backing", Role.COW, perm, shared)
+        node.limits_changed()
+        node.path.refresh_lanes()
+
+
+async def append_node(new: BlockNode, top: BlockNode) -> None:
+    """Put *new*, a filter or an overlay, between *top* and all its users (QEMU's bdrv_append).
+
+    *new* has *top* below it already (a filter opened with ``file`` naming it), or it is an overlay without a backing
+    file and gets *top* as one. Raises as ``attach_child``, and then nothing has changed.
+    """
+    own = next((edge for edge in new.children.values() if edge.node is top), None)
+    attached: Edge | None = None
+    async with drain.drained(top), drain.drained(new):
+        if own is None:
+            if new.backing is not None:
+                raise OptionError(f"Node '{new.node_name}' already has a backing file")
+            await set_backing(new, top)
+            own = attached = new.backing
+        assert own is not None
+        try:
+            await replace_node(top, new, keep=[own])
+        except BaseException:
+            if attached is not None:
+                await set_backing(new, None)
+            raise
+
+
+async def drop_node(node: BlockNode) -> None:
+    """Take a filter, or an overlay that nobody needs any more, out from between its users and what is below it.
+
+    Its users then use its filtered or backing child (QEMU's bdrv_drop_filter). *node* itself stays, without that child,
+    until its last reference is given back. Raises as ``attach_child``, and then nothing has changed.
+    """
+    edge = next((e for e in node.children.values() if e.role & (Role.FILTERED | Role.COW)), None)
+    if edge is None:
+        raise OptionError(f"Node '{node.node_name}' has nothing below it that could take its place")
+    await _replace(list(node.parents), edge.node, dropping=edge)
+
+
+async def _replace(edges: list[Edge], node: BlockNode, *, dropping: Edge | None = None) -> None:
     if not edges:
         return
     old = edges[0].node
@@ -98,9 +168,13 @@ async def _replace(edges: list[Edge], node: BlockNode) -> None:
             with Transaction() as tran:
                 for edge in edges:
                     _link(tran, edge, node)
+                if dropping is not None:
+                    _unlink(tran, dropping)
                 refresh(tran, [node, old])
             for _ in edges:
                 old.refcnt -= 1  # the references of the edges; ours keeps it from zero
+            if dropping is not None:
+                node.refcnt -= 1  # as above
     finally:
         await node.unref()
         await old.unref()
@@ -142,6 +216,32 @@ def _link(tran: Transaction, edge: Edge, node: BlockNode) -> None:
     edge.node = node
     edge.attached = True
     node.parents.append(edge)
+    tran.add(commit=carry_out, abort=undo)
+
+
+def _unlink(tran: Transaction, edge: Edge) -> None:
+    """Take *edge*, whose parent is a node, out of the graph, inside *tran*. Its reference is the caller's."""
+    node, parent = edge.node, edge.parent_node
+    assert parent is not None
+    index = node.parents.index(edge)
+    names = list(parent.children)
+
+    def undo() -> None:
+        node.parents.insert(index, edge)
+        parent.children[edge.name] = edge
+        parent.children.update({name: parent.children.pop(name) for name in names})  # in their old order
+        edge.attached = True
+
+    def carry_out() -> None:
+        edge.bind()
+        if edge.quiesced_parent:
+            edge.quiesced_parent = False
+            edge.parent.drained_end(edge)
+
+    edge.parent.detached(edge)
+    node.parents.remove(edge)
+    del parent.children[edge.name]
+    edge.attached = False
     tran.add(commit=carry_out, abort=undo)
 
 

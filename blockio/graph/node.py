@@ -56,6 +56,7 @@ class BlockNode:
         flags: OpenFlags | None = None,
         trust: Limits | None = None,
         options: dict[str, Any] | None = None,
+        explicit_flags: frozenset[str] = frozenset(),
         detect_zeroes: DetectZeroes = DetectZeroes.OFF,
         probed: bool = False,
     ) -> None:
@@ -65,8 +66,13 @@ class BlockNode:
         self.node_name = names.claim(self, name)
         self.filename = filename
         self.flags = flags or OpenFlags()
+        self.explicit_flags = explicit_flags
+        """The flags its own options set; the others follow the parent it was opened for."""
         self.trust = trust or Limits()
         self.options: dict[str, Any] = options or {}
+        """What the driver was opened with, as given: nested, without children and what is common to all nodes."""
+        self.typed_options: Any = None
+        """The same as the driver's ``Options``."""
         self.detect_zeroes = detect_zeroes
         self.copy_on_read = 0
         """How many users asked for copy-on-read."""
@@ -76,6 +82,8 @@ class BlockNode:
         self.parents: list[Edge] = []
         self.identities: frozenset[object] = frozenset()
         """What storage the node stands on, to find chains that bite their own tail; see ``graph.open``."""
+        self.opened_as: str | None = None
+        """The prefixed name (``nbd:…``) that a protocol node was opened by, where it was."""
         self.listeners: list[Listener] = []
         self.quiesce_counter = drain.drain_all_sections()
         self.settling: asyncio.Task[None] | None = None
@@ -168,6 +176,7 @@ class BlockNode:
         """Open the driver; whoever calls this calls ``unref`` when it raises or is cancelled."""
         driver = self.driver
         assert driver is not None
+        self.typed_options = options
         await driver.open(options, opener)
         self._opened = True
         self.state = NodeState.OPEN

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import posixpath
 import stat
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
@@ -26,6 +25,7 @@ from blockio.driver.options import convert_options, flatten, nest, parse_json_na
 from blockio.driver.probe import probe_format
 from blockio.driver.registry import find_driver, find_protocol
 from blockio.errors import BlockError, LimitExceeded, OpenDenied, OptionError
+from blockio.graph.describe import filename_of, folder_of
 from blockio.graph.flags import NodeOptions, inherit, may_probe, take_node_options
 from blockio.graph.mutate import attach_child, child_perms
 from blockio.graph.node import BlockNode, find_node
@@ -134,6 +134,7 @@ async def _open_protocol(
     node = _make_node(where, own, cls, name or "")
     if identity is not None:
         node.identities = frozenset((identity,))
+    node.opened_as = filename if prefixed else None
     return await _open_driver(where, node, cls, own, rest)
 
 
@@ -167,7 +168,9 @@ async def _open_image(
             rest.pop("file", None)
             cls = await _guess(where, below)
         node = _make_node(where, own, cls, filename or "", probed=own.driver is None)
-        node = await _open_driver(where, node, cls, own, rest, filename=None if below else filename, below=below)
+        node = await _open_driver(
+            where, node, cls, own, rest, filename=None if below else filename, below=below, file=file
+        )
     finally:
         if below is not None:
             await _let_go(below)  # the edge holds it by now; where there is none, it closes here
@@ -218,16 +221,14 @@ def _by_reference(where: _Where, name: str) -> BlockNode:
 def _make_node(
     where: _Where, own: NodeOptions, cls: type[BlockDriver], filename: str, *, probed: bool = False
 ) -> BlockNode:
-    options = dict(own.rest)
-    options["driver"] = cls.name
     return BlockNode(
         cls,
         path_factory=where.path_factory,
         name=own.node_name,
         filename=filename,
         flags=own.flags,
+        explicit_flags=own.explicit,
         trust=where.trust,
-        options=options,
         detect_zeroes=own.detect_zeroes,
         probed=probed,
     )
@@ -242,6 +243,7 @@ async def _open_driver(
     *,
     filename: str | None = None,
     below: BlockNode | None = None,
+    file: object = None,
 ) -> BlockNode:
     """Open *node*'s driver; closes *node* where that fails."""
     try:
@@ -250,17 +252,16 @@ async def _open_driver(
             if "filename" in cls.Options.__struct_encode_fields__ and not isinstance(mine.get("filename"), str):
                 raise OptionError(f"The '{cls.name}' block driver requires a file name")
             _refuse_unknown(cls, rest)
+        node.options = mine
         typed = convert_options(cls.Options, mine, cls.name)
-        opener = _Opener(where, node, cls, rest, filename=filename, below=below)
+        opener = _Opener(where, node, cls, rest, filename=filename, below=below, file=file)
         await node.open_driver(typed, opener)
         _refuse_unknown(cls, opener.options)
         with Transaction() as tran:
             refresh(tran, [node])
         if cls.kind is not DriverKind.PROTOCOL:
             node.identities = opener.identities
-            primary = node.primary
-            if primary is not None:
-                node.filename = primary.filename
+        node.filename = filename_of(node)
     except BaseException:
         await _let_go(node)
         raise
@@ -300,6 +301,7 @@ class _Opener:
         *,
         filename: str | None,
         below: BlockNode | None,
+        file: object = None,
     ) -> None:
         self._where = where
         self._node = node
@@ -307,12 +309,13 @@ class _Opener:
         self.options = options
         self._filename = filename
         self._below = below
+        self._file = file
         self.identities: frozenset[object] = frozenset()
 
     async def child(self, name: str, role: Role, *, optional: bool = False) -> Child | None:
         """See ``ChildOpener``."""
         if name == "file" and self._below is not None:
-            return self._attach(self._below, name, role)
+            return self._attach(self._below, name, role, inherits=not isinstance(self._file, str))
         filename = self._filename if name == "file" else None
         given = self._take(name)
         if given is _MISSING or given is None or given == "":
@@ -326,14 +329,9 @@ class _Opener:
         where = replace(self._where, storage=self._where.storage | self.identities)
         try:
             if isinstance(given, str):
-                return await self._use(_by_reference(where, given), name, role)
-            return await self._use(
-                await _open_in_task(
-                    _open(where, dict(given), filename, self._flags(role), protocol=self._is_storage(name, role))
-                ),
-                name,
-                role,
-            )
+                return await self._use(_by_reference(where, given), name, role, inherits=False)
+            opening = _open(where, dict(given), filename, self._flags(role), protocol=self._is_storage(name, role))
+            return await self._use(await _open_in_task(opening), name, role)
         except BlockError as error:
             raise self._worded(error, role) from error
 
@@ -373,10 +371,10 @@ class _Opener:
                     filename = None
                 if format is not None:
                     options.setdefault("driver", format)
-            node = await _open_in_task(
-                _open(where, options, filename, self._flags(role), protocol=self._is_storage(name, role))
-            )
-            return await self._use(node, name, role)
+            opening = _open(where, options, filename, self._flags(role), protocol=self._is_storage(name, role))
+            child = await self._use(await _open_in_task(opening), name, role)
+            child.named_by_image = not options.keys() - {"driver"} and not isinstance(decision, Replace)
+            return child
         except BlockError as error:
             raise self._worded(error, role) from error
 
@@ -402,16 +400,17 @@ class _Opener:
     def _is_storage(self, name: str, role: Role) -> bool:
         return name == "file" or not may_probe(role, parent_is_format=self._is_format)
 
-    async def _use(self, node: BlockNode, name: str, role: Role) -> Child:
+    async def _use(self, node: BlockNode, name: str, role: Role, *, inherits: bool = True) -> Edge:
         """Make *node* a child; the reference that came with it is given back, the edge has one of its own."""
         try:
-            return self._attach(node, name, role)
+            return self._attach(node, name, role, inherits=inherits)
         finally:
             await _let_go(node)
 
-    def _attach(self, node: BlockNode, name: str, role: Role) -> Edge:
+    def _attach(self, node: BlockNode, name: str, role: Role, *, inherits: bool) -> Edge:
         perm, shared = child_perms(self._node, name, role)
         edge = attach_child(self._node, node, name, role, perm, shared)
+        edge.inherits = inherits
         if not role & Role.COW:
             self.identities |= node.identities
         return edge
@@ -437,12 +436,12 @@ class _Opener:
 
     def _resolve(self, target: str) -> str:
         """*target* seen from the image's folder; prefixed and ``json:`` names stay as they are written."""
-        if split_protocol(target) is not None or posixpath.isabs(target):
+        if split_protocol(target) is not None or target.startswith("/"):
             return target
-        image = self._node_filename()
-        if image.startswith("json:"):
-            raise OptionError(f"Cannot resolve '{target}': image '{image}' is in no folder")
-        return posixpath.join(posixpath.dirname(image), target)
+        folder = folder_of(self._node)
+        if folder is None:
+            raise OptionError(f"Cannot generate a base directory for '{self._node_filename()}' to find '{target}' in")
+        return folder + target
 
     def _worded(self, error: BlockError, role: Role) -> BlockError:
         return error.prefixed("Could not open backing file: ") if role & Role.COW else error

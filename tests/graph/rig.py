@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,14 +12,24 @@ import msgspec
 
 from blockio.aio.context import AioContext
 from blockio.buffers import IoVector
-from blockio.driver.base import Allocation, BlockDriver, FilterDriver, FormatDriver, ProtocolDriver
-from blockio.driver.base import ChildOpener, CreateTarget, ReopenState
+from blockio.driver.base import (
+    Allocation,
+    BlockDriver,
+    Capabilities,
+    ChildOpener,
+    CreateTarget,
+    FilterDriver,
+    FormatDriver,
+    ProtocolDriver,
+    ReopenState,
+)
 from blockio.driver.registry import register, unregister
 from blockio.errors import BlockError, NotThisFormat
 from blockio.types import (
     BlockInfo,
     BlockLimits,
     BlockStatus,
+    Capability,
     Extent,
     ExtentKind,
     Perm,
@@ -149,7 +159,17 @@ class Store(ProtocolDriver):
     @classmethod
     async def co_create_file(cls, filename: str, options: Any) -> None:
         await step("create", filename)
-        cls.disks[filename.removeprefix("toy-store:")] = bytearray()
+        cls.disks[filename] = bytearray()
+        await step("created", filename)
+
+    @classmethod
+    async def co_file_exists(cls, filename: str) -> bool:
+        return filename in cls.disks
+
+    @classmethod
+    async def co_delete_file(cls, filename: str) -> None:
+        await step("delete", filename)
+        del cls.disks[filename]
 
     async def open(self, options: StoreOptions, opener: ChildOpener) -> None:
         self.key = options.filename
@@ -215,6 +235,7 @@ class Image(FormatDriver):
     """A format: ``TOY!`` and a JSON header in 512 bytes that may name a backing file; then the data."""
 
     name = "toy"
+    capabilities = Capabilities(resize=Capability.NATIVE, backing=True)
     Options = ImageOptions
     CreateOptions = ImageCreate
 
@@ -238,6 +259,7 @@ class Image(FormatDriver):
         header = msgspec.json.decode(bytes(head[4:]).rstrip(b"\0"))
         if header.get("data"):
             await opener.implicit("data-file", Role.DATA, target=header["data"], format=None, kind="data file")
+        self.names = (header["backing"], header.get("format")) if header.get("backing") else None
         if header.get("backing"):
             self.backing = await opener.implicit(
                 "backing", Role.COW, target=header["backing"], format=header.get("format"), kind="backing file"
@@ -245,6 +267,9 @@ class Image(FormatDriver):
         else:
             self.backing = await opener.child("backing", Role.COW, optional=True)
         self.length = self.file.length - 512
+
+    def backing_reference(self) -> tuple[str, str | None] | None:
+        return self.names
 
     async def close(self) -> None:
         await step("close", f"image {self.host.filename}")
@@ -302,8 +327,6 @@ class Sieve(FilterDriver):
 
 DRIVERS = (Store, Image, Plain, Sieve)
 
-_pause: Callable[[str], None] | None = None
-
 
 async def step(what: str, key: str) -> None:
     """One await of a driver: noted, perhaps failing, and a place where a cancellation can strike."""
@@ -326,7 +349,7 @@ def image(*, backing: str | None = None, format: str | None = None, data: str | 
 
 @contextmanager
 def world(**disks: bytes) -> Iterator[type[Store]]:
-    """The drivers registered and *disks* (``a_img`` is named ``a.img``) on the shelf; everything is clean afterwards."""
+    """The drivers registered and *disks* on the shelf (``a_img`` is ``a.img``); everything is clean afterwards."""
     for cls in DRIVERS:
         register(cls)
     Store.disks = {name.replace("_", "."): bytearray(data) for name, data in disks.items()}

@@ -1,0 +1,211 @@
+"""New images: make the file, let the format write its empty image onto it, clean up if that fails."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from blockio.aio.context import finish
+from blockio.driver.base import FormatDriver, NoOptions, ProtocolDriver
+from blockio.driver.options import convert_options, split_protocol
+from blockio.driver.registry import find_driver, find_protocol
+from blockio.errors import BlockError, OptionError, UnsupportedFeature
+from blockio.graph import perms
+from blockio.graph.mutate import attach_child, detach_child
+from blockio.graph.open import open_node
+from blockio.types import Limits, OpenFlags, Perm, Role
+
+if TYPE_CHECKING:
+    import msgspec
+
+    from blockio.aio.context import AioContext
+    from blockio.driver.base import BlockDriver
+    from blockio.driver.child import Child
+    from blockio.graph.edge import Edge
+    from blockio.graph.node import BlockNode
+    from blockio.graph.path import PathFactory
+
+__all__ = ["create_image"]
+
+_OWN = Perm.CONSISTENT_READ | Perm.WRITE | Perm.RESIZE
+
+
+async def create_image(
+    driver: str,
+    filename: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    path_factory: PathFactory,
+    flags: OpenFlags | None = None,
+    trust: Limits | None = None,
+    file_options: Mapping[str, Any] | None = None,
+) -> None:
+    """Make *filename* a new, empty image of format *driver* as *options* (``CreateOptions``) say.
+
+    An existing file is overwritten, as ``qemu-img create`` does. *file_options* are the protocol's own create options;
+    *flags* say how the file is cached meanwhile. When it fails or is cancelled, a file that did not exist before is removed
+    again. Errors carry QEMU's messages: ``Unknown file format 'x'``, ``Unknown protocol 'x'``, ``Invalid
+    parameter 'x'``, ``Could not create 'X': …`` and what the format says.
+    """
+    cls = _format(driver)
+    protocol = _protocol(filename)
+    if issubclass(cls, FormatDriver):
+        typed = _convert(cls, options or {})
+        if not _overrides(protocol, "co_create_file"):
+            raise UnsupportedFeature(f"Protocol driver '{protocol.name}' does not support image creation")
+    else:
+        protocol, typed = cls, None
+        file_options = {**(file_options or {}), **(options or {})}
+    assert issubclass(protocol, ProtocolDriver)
+    typed_file = _convert(protocol, file_options or {})
+    name = protocol.parse_filename(filename).get("filename", filename)
+    fresh = not await protocol.co_file_exists(name)
+    try:
+        await protocol.co_create_file(name, typed_file)
+        if issubclass(cls, FormatDriver):
+            node = await open_node(
+                filename,
+                options={"driver": protocol.name},
+                flags=(flags or OpenFlags()).with_(read_only=False, unmap=True),
+                trust=trust,
+                path_factory=path_factory,
+            )
+            async with _Creator(cls, node, path_factory, trust) as target:
+                await cls.co_create(target, typed)
+    except BaseException:
+        if fresh:
+            await finish(asyncio.ensure_future(_remove(protocol, name)))
+        raise
+
+
+def _format(driver: str) -> type[BlockDriver]:
+    try:
+        cls = find_driver(driver)
+    except OptionError as error:
+        raise OptionError(f"Unknown file format '{driver}'") from error
+    if not _overrides(cls, "co_create_file" if issubclass(cls, ProtocolDriver) else "co_create"):
+        raise UnsupportedFeature(f"Format driver '{driver}' does not support image creation")
+    return cls
+
+
+def _protocol(filename: str) -> type[BlockDriver]:
+    try:
+        return find_protocol(filename, allow_prefix=split_protocol(filename) is not None)
+    except BlockError as error:
+        raise OptionError(str(error)) from error
+
+
+def _overrides(cls: type[BlockDriver], method: str) -> bool:
+    """Whether *cls* or a base of its own has *method*, rather than the framework's, which only refuses."""
+    owner = next((base for base in cls.__mro__ if method in base.__dict__), None)
+    return owner is not None and owner not in (ProtocolDriver, FormatDriver)
+
+
+def _convert(cls: type[BlockDriver], options: Mapping[str, Any]) -> Any:
+    wanted: type[msgspec.Struct] = cls.CreateOptions or NoOptions
+    return convert_options(wanted, options, cls.name, creating=True)
+
+
+async def _remove(protocol: type[ProtocolDriver], filename: str) -> None:
+    with suppress(OSError):
+        await protocol.co_delete_file(filename)
+
+
+class _Creator:
+    """The ``CreateTarget``: holds the new file for the format, and opens the image for it.
+
+    As a ``ChildParent`` it has no requests of its own to hold back, so a drain need not wait for it.
+    """
+
+    def __init__(
+        self, cls: type[FormatDriver], node: BlockNode, path_factory: PathFactory, trust: Limits | None
+    ) -> None:
+        self._cls = cls
+        self._node = node
+        self._path_factory = path_factory
+        self._trust = trust
+        self._edge: Edge | None = None
+
+    async def __aenter__(self) -> _Creator:
+        try:
+            self._edge = attach_child(self, self._node, "file", Role.IMAGE, _OWN, Perm.ALL)
+        finally:
+            await self._node.unref()  # the edge has its own
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        edge, self._edge = self._edge, None
+        assert edge is not None
+        if kind is None:
+            await detach_child(edge)
+        else:
+            with suppress(OSError):  # the error under way says more
+                await detach_child(edge)
+
+    @property
+    def file(self) -> Child:
+        """The new file."""
+        assert self._edge is not None
+        return self._edge
+
+    @asynccontextmanager
+    async def open_image(self) -> AsyncIterator[Child]:
+        """The image just written. The file is its alone meanwhile."""
+        assert self._edge is not None
+        perms.set_edge_perm(self._edge, Perm.NONE, Perm.ALL)
+        node = await open_node(
+            options={"driver": self._cls.name, "file": self._node.node_name},
+            # What is flushed is the file, at the end and once.
+            flags=self._node.flags.with_(no_backing=True, cache_no_flush=True),
+            trust=self._trust,
+            path_factory=self._path_factory,
+        )
+        try:
+            edge = attach_child(self, node, "image", Role.IMAGE, _OWN, Perm.ALL)
+        finally:
+            await node.unref()
+        try:
+            yield edge
+        finally:
+            await detach_child(edge)
+        perms.set_edge_perm(self._edge, _OWN, Perm.ALL)
+
+    # -- ChildParent
+
+    def parent_desc(self) -> str:
+        """For messages."""
+        return "image creation"
+
+    def drained_begin(self, edge: Edge) -> None:
+        """Nothing to hold back: see the class."""
+
+    def drained_poll(self, edge: Edge) -> bool:
+        """Never busy: see the class."""
+        return False
+
+    def drained_end(self, edge: Edge) -> None:
+        """Nothing was held back."""
+
+    def resized(self, edge: Edge) -> None:
+        """The format knows what it does."""
+
+    def attached(self, edge: Edge) -> None:
+        """Nothing."""
+
+    def detached(self, edge: Edge) -> None:
+        """Nothing."""
+
+    def can_set_context(self, edge: Edge, context: AioContext, seen: set[object]) -> None:
+        """An image is made where it was begun."""
+        raise BlockError(f"Cannot move a node to {context!r} while an image is made on it")
+
+    def set_context(self, edge: Edge, context: AioContext, seen: set[object]) -> None:
+        """Never called: see ``can_set_context``."""
+
+    def activate(self, edge: Edge) -> None:
+        """Nothing: it is new."""
+
+    def inactivate(self, edge: Edge) -> None:
+        """Nothing: it is new."""

@@ -1,0 +1,108 @@
+"""Reopening: the same nodes with other flags, all of them or none.
+
+QEMU's bdrv_reopen_multiple: the subtree that was opened together changes together. Everybody prepares, while drained
+and flushed; then permissions are recomputed with the new flags; then everybody commits. The first who cannot makes
+all go back, and nothing has changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+from blockio.aio.context import finish
+from blockio.driver.base import DriverKind, ReopenState
+from blockio.errors import OptionError
+from blockio.graph import drain
+from blockio.graph.flags import inherit
+from blockio.graph.node import must_be_open
+from blockio.graph.perms import Transaction, refresh
+
+if TYPE_CHECKING:
+    from blockio.graph.node import BlockNode
+    from blockio.types import OpenFlags
+
+__all__ = ["reopen"]
+
+
+async def reopen(node: BlockNode, **changes: bool) -> None:
+    """Change *node*'s ``OpenFlags`` to what *changes* say (``read_only=True``), and its children's as they follow.
+
+    Drained meanwhile; a node that becomes read-only is flushed first. Raises what stands in the way (ReadOnly where
+    somebody needs to write, what the driver says, ImageLocked), and then, as after a cancellation, nothing has
+    changed. A backing file stays read-only.
+    """
+    must_be_open(node)
+    plan = _plan(node, node.flags.with_(**changes))
+    plan = [(here, flags) for here, flags in plan if flags != here.flags]
+    if not plan:
+        return
+    async with AsyncExitStack() as sections:
+        for here, _ in plan:
+            await sections.enter_async_context(drain.drained(here))
+        for here, flags in plan:
+            if flags.read_only and not here.flags.read_only:
+                await here.path.co_flush()
+        prepared: list[tuple[BlockNode, ReopenState]] = []
+        try:
+            for here, flags in plan:
+                state = ReopenState(flags, here.typed_options)
+                assert here.driver is not None
+                # To its end even if cancelled: a half-prepared driver can neither commit nor abort.
+                await finish(asyncio.ensure_future(_prepare(here, state, prepared)))
+            _carry_out(prepared)
+        except BaseException:
+            for here, state in reversed(prepared):
+                if here.driver is not None:
+                    here.driver.reopen_abort(state)
+            raise
+        for here, _ in plan:
+            here.limits_changed()
+            here.path.refresh_lanes()
+
+
+async def _prepare(node: BlockNode, state: ReopenState, prepared: list[tuple[BlockNode, ReopenState]]) -> None:
+    assert node.driver is not None
+    await node.driver.reopen_prepare(state)
+    prepared.append((node, state))
+
+
+def _carry_out(prepared: list[tuple[BlockNode, ReopenState]]) -> None:
+    """Flags, permissions, drivers: in one go, without an await. Raises with everything as it was but the drivers."""
+    with Transaction() as tran:
+        for node, state in prepared:
+            old = node.flags
+
+            def undo(node: BlockNode = node, old: OpenFlags = old) -> None:
+                node.flags = old
+
+            node.flags = state.flags
+            tran.add(abort=undo)
+        refresh(tran, [node for node, _ in prepared])
+        # Before the permissions are committed: what a driver lets go of then belongs to its new descriptor.
+        for node, state in prepared:
+            assert node.driver is not None
+            node.driver.reopen_commit(state)
+
+
+def _plan(node: BlockNode, flags: OpenFlags) -> list[tuple[BlockNode, OpenFlags]]:
+    """*node* and what was opened for it, parents first, with what their flags become."""
+    if flags.force_share and not flags.read_only:
+        raise OptionError("force-share=on can only be used with read-only images")
+    plan = [(node, flags)]
+    is_format = node.driver_class.kind is DriverKind.FORMAT
+    for edge in node.children.values():
+        if not edge.inherits:
+            continue
+        child = edge.node
+        before = inherit(node.flags, edge.role, parent_is_format=is_format)
+        after = inherit(flags, edge.role, parent_is_format=is_format)
+        changed = {
+            name: getattr(after, name)
+            for name in before.__dataclass_fields__
+            if getattr(before, name) != getattr(after, name) and name not in child.explicit_flags
+        }
+        must_be_open(child)
+        plan += _plan(child, child.flags.with_(**changed))
+    return plan
