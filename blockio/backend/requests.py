@@ -64,7 +64,7 @@ class Requests(BackendCore):
         """Fill *iov* from *offset* now if that needs no waiting at all; else answer False, having done nothing.
 
         False also in any thread or loop but the backend's own, while drained, and for requests that are in error:
-        ``co_preadv`` tells which. TypeError for memory that cannot be written to.
+        ``co_preadv`` tells which.
         """
         read = self._fast_read
         if read is None or _get_running_loop() is not self._loop:
@@ -73,18 +73,19 @@ class Requests(BackendCore):
         if type(iov) is bytearray:
             nbytes = len(iov)
             bufs = (iov,)
-        elif type(iov) is memoryview and not iov.readonly and iov.c_contiguous:
+        elif type(iov) is memoryview:  # read-only or with gaps: the engine's BufferError tells, for nothing
             nbytes = iov.nbytes
             bufs = (iov,)
         else:
             vector = writable_vector(iov)
             nbytes = vector.nbytes
             bufs = vector.views
-        if not nbytes or offset < 0 or offset + nbytes > self._driver.length:  # type: ignore[union-attr]  # set with _fast_read
+        try:
+            if nbytes and 0 <= offset <= self._driver.length - nbytes and read(offset, bufs, nbytes):  # type: ignore[union-attr]  # set with _fast_read
+                self._budget -= nbytes + REQUEST_COST
+                return True
+        except BufferError:
             return False
-        if read(offset, bufs, nbytes):
-            self._budget -= nbytes + REQUEST_COST
-            return True
         return False
 
     async def co_preadv(self, offset: int, iov: BufferLike, flags: RequestFlags | int = 0) -> None:
@@ -125,18 +126,19 @@ class Requests(BackendCore):
         if type(iov) is bytes or type(iov) is bytearray:
             nbytes = len(iov)
             bufs = (iov,)
-        elif type(iov) is memoryview and iov.c_contiguous:
+        elif type(iov) is memoryview:
             nbytes = iov.nbytes
             bufs = (iov,)
         else:
             vector = readable_vector(iov)
             nbytes = vector.nbytes
             bufs = vector.views
-        if not nbytes or offset < 0 or offset + nbytes > self._driver.length:  # type: ignore[union-attr]  # set with _fast_write
+        try:
+            if nbytes and 0 <= offset <= self._driver.length - nbytes and write(offset, bufs, nbytes):  # type: ignore[union-attr]  # set with _fast_write
+                self._budget -= nbytes + REQUEST_COST
+                return True
+        except BufferError:
             return False
-        if write(offset, bufs, nbytes):
-            self._budget -= nbytes + REQUEST_COST
-            return True
         return False
 
     async def co_pwritev(self, offset: int, iov: BufferLike, flags: RequestFlags | int = 0) -> None:

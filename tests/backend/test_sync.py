@@ -61,7 +61,7 @@ async def test_in_its_own_thread_it_raises_at_once(blk: BlockBackend) -> None:
         lambda: blk.truncate(0),
     ):
         with pytest.raises(RuntimeError, match="await the co_ form"):
-            call()  # type: ignore[no-untyped-call]  # a union of lambdas
+            call()
 
 
 async def test_from_many_worker_threads(blk: BlockBackend, disk: MemoryDisk) -> None:
@@ -139,7 +139,7 @@ def test_a_loop_that_is_gone() -> None:
             sync.run_sync(context, blk.close)
         for call in (lambda: blk.pread(0, 1), blk.flush):
             with pytest.raises(RuntimeError, match="does not run"):
-                call()  # type: ignore[no-untyped-call]  # a union of lambdas
+                call()
 
 
 # -- foreign loops

@@ -1,0 +1,49 @@
+"""The public names: ``__all__`` is what is exported, and importing costs nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import blockio
+from blockio.testing.driver import MemoryDisk
+
+
+def test_all_is_what_is_exported() -> None:
+    assert blockio.__all__ == sorted(blockio.__all__)
+    assert {*blockio._MODULE_OF, "open"} == set(blockio.__all__)
+    for name in blockio.__all__:
+        assert getattr(blockio, name) is not None
+    assert set(blockio.__all__) <= set(dir(blockio))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = blockio.nothing
+
+
+def test_importing_loads_nothing() -> None:
+    code = (
+        "import sys, blockio\n"
+        "print([name for name in sys.modules if name.startswith('blockio.')], 'asyncio' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[] False"
+
+
+async def test_open_is_awaitable_and_a_context_manager() -> None:
+    with MemoryDisk(4096) as disk:
+        async with blockio.open(options=disk.options()) as blk:
+            await blk.co_pwritev(0, b"x")
+        assert blk.closed
+        blk = await blockio.open(options=disk.options(), read_only=True)
+        assert not blk.is_writable()
+        await blk.close()
+        async with blockio.open(options=disk.options(), resize=True) as blk:
+            await blk.co_truncate(8192)
+            await blk.close()
+        with pytest.raises(blockio.OptionError, match="Unknown driver 'nope'"):
+            await blockio.open("x", format="nope")
+        opening = blockio.open(options=disk.options())
+        async with opening:
+            with pytest.raises(RuntimeError, match="opens once"):
+                await opening.__aenter__()
