@@ -29,10 +29,6 @@ class Qcow2Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rena
     """Postpone refcount updates behind the dirty bit; by default what the image says."""
     pass_discard_request: bool | None = None
     """Pass the guest's discards to the file; by default when the node is opened with ``discard=unmap``."""
-    pass_discard_snapshot: bool = True
-    """Pass down what a deleted snapshot frees."""
-    pass_discard_other: bool = False
-    """Pass down whatever else is freed."""
     overlap_check: str = "cached"
     """Which metadata is protected from being overwritten: ``none``, ``constant``, ``cached`` or ``all``."""
     cache_size: Size | None = None
