@@ -19,6 +19,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from blockio.driver.base import DriverKind
 from blockio.driver.gate import Allow, Deny, DenyAll, OpenGate, Reference, ReferenceKind, Replace
 from blockio.driver.options import convert_options, flatten, nest, parse_json_name, parse_spec, split_protocol
@@ -249,7 +251,7 @@ async def _open_driver(
     try:
         mine = {name: rest.pop(name) for name in cls.Options.__struct_encode_fields__ if name in rest}
         if cls.kind is DriverKind.PROTOCOL:
-            if "filename" in cls.Options.__struct_encode_fields__ and not isinstance(mine.get("filename"), str):
+            if _needs_filename(cls) and not isinstance(mine.get("filename"), str):
                 raise OptionError(f"The '{cls.name}' block driver requires a file name")
             _refuse_unknown(cls, rest)
         node.options = mine
@@ -266,6 +268,11 @@ async def _open_driver(
         await _let_go(node)
         raise
     return node
+
+
+def _needs_filename(cls: type[BlockDriver]) -> bool:
+    """Whether *cls* has a ``filename`` option without a default: a null disk may have one and needs none."""
+    return any(field.encode_name == "filename" and field.required for field in msgspec.structs.fields(cls.Options))
 
 
 def _refuse_unknown(cls: type[BlockDriver], left: Mapping[str, Any]) -> None:
