@@ -1,0 +1,110 @@
+"""The commands people call: ``blockio img``, ``blockio io``, and the names they know the tools by.
+
+Called through a link named ``qemu-img`` or ``qemu-io`` (or as ``blockio-img``, ``blockio-io``) this is that tool, and
+messages begin with that name. Only the tool that is called is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Final, TypeAlias
+
+__all__ = ["main", "main_img", "main_io"]
+
+Tool: TypeAlias = Callable[[Sequence[str], str], int]
+
+_HELP: Final = """\
+Usage: {prog} TOOL [ARGUMENTS]
+
+  img    create, inspect, check, convert, compare and resize disk images (as qemu-img)
+  io     read, write and map an image by commands (as qemu-io)
+
+  --help      print this and exit
+  --version   print the version and exit
+
+'{prog} TOOL --help' tells about a tool.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The ``blockio`` command. Returns the exit status."""
+    name, words = _called(argv)
+    if name in _LINKS:
+        return _run(_LINKS[name], words, name)
+    if not words:
+        sys.stderr.write(_HELP.format(prog=name))
+        return 1
+    first, *rest = words
+    if first in ("--help", "-h", "help"):
+        sys.stdout.write(_HELP.format(prog=name))
+        return 0
+    if first in ("--version", "-V"):
+        from importlib.metadata import version  # noqa: PLC0415  # slow, and only --version needs it
+
+        sys.stdout.write(f"{name} version {version('blockio')}\n")
+        return 0
+    tool = _TOOLS.get(first)
+    if tool is None:
+        sys.stderr.write(f"{name}: unknown tool '{first}'\nTry '{name} --help' for more information\n")
+        return 1
+    return _run(tool, rest, f"{name} {first}")
+
+
+def main_img(argv: Sequence[str] | None = None) -> int:
+    """The ``blockio-img`` command. Returns the exit status."""
+    name, words = _called(argv)
+    return _run(_img, words, name)
+
+
+def main_io(argv: Sequence[str] | None = None) -> int:
+    """The ``blockio-io`` command. Returns the exit status."""
+    name, words = _called(argv)
+    return _run(_io, words, name)
+
+
+def _img(words: Sequence[str], prog: str) -> int:
+    from blockio.cli.img import main as tool  # noqa: PLC0415  # only the tool that is called
+
+    return tool(words, prog)
+
+
+def _io(words: Sequence[str], prog: str) -> int:
+    from blockio.cli.io import main as tool  # noqa: PLC0415  # only the tool that is called
+
+    return tool(words, prog)
+
+
+_TOOLS: Final[dict[str, Tool]] = {"img": _img, "io": _io}
+_LINKS: Final[dict[str, Tool]] = {"qemu-img": _img, "qemu-io": _io, "blockio-img": _img, "blockio-io": _io}
+
+
+def _called(argv: Sequence[str] | None) -> tuple[str, list[str]]:
+    """The name we were called by, without its folder, and the other words."""
+    name, *words = sys.argv if argv is None else argv
+    return os.path.basename(name) or "blockio", list(words)
+
+
+def _run(tool: Tool, words: Sequence[str], prog: str) -> int:
+    """Run *tool*; SIGINT and SIGTERM cancel what it does, so that it cleans up, and then end the process as usual."""
+    ending = signal.SIGINT
+
+    def terminate(signum: int, frame: FrameType | None) -> None:
+        nonlocal ending
+        ending = signal.SIGTERM
+        # asyncio.run turns SIGINT into a cancellation of the main task; both signals shall do that.
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        return tool(words, prog)
+    except KeyboardInterrupt:
+        # Die of the signal itself: the shell, or whoever started us, sees what happened.
+        signal.signal(ending, signal.SIG_DFL)
+        signal.raise_signal(ending)
+        return 128 + ending
+    finally:
+        signal.signal(signal.SIGTERM, before)
