@@ -33,10 +33,11 @@ _UNCHANGED: Final = int(RequestFlags.WRITE_UNCHANGED)
 async def read_blocks(io: NodeIO, offset: int, iov: IoVector) -> None:
     """Fill *iov* from *offset*, both whole blocks. What lies past the end of the disk reads as zeroes."""
     driver = io.driver()
-    align = io.limits.request_alignment
+    limits = io.limits
     nbytes = iov.nbytes
-    inside = max(0, min(nbytes, (driver.length - offset + align - 1) & -align))
-    if inside < nbytes:
+    if offset + nbytes > driver.length:
+        align = limits.request_alignment
+        inside = max(0, min(nbytes, (driver.length - offset + align - 1) & -align))
         iov.slice(inside, nbytes - inside).fill_zero()
         if not inside:
             return
@@ -44,7 +45,9 @@ async def read_blocks(io: NodeIO, offset: int, iov: IoVector) -> None:
     if io.maps_reads is not None:
         await mapped.read(io.maps_reads, offset, iov)
         return
-    limits = io.limits
+    if _fits(limits, iov):
+        await wall.preadv(driver, limits, offset, iov)
+        return
     for part in _transfers(limits, iov):
         if len(part.views) > limits.max_iov > 0:
             memory = block_memory(part.nbytes, limits.min_mem_alignment)
@@ -62,11 +65,15 @@ async def write_blocks(io: NodeIO, offset: int, iov: IoVector, flags: int) -> bo
     """
     driver = io.driver()
     detect = io.node.detect_zeroes
+    if detect is not DetectZeroes.OFF and not flags & _COMPRESSED:
+        if driver.capabilities.write_zeroes is Capability.NATIVE and iov.is_zero():
+            may_unmap = _MAY_UNMAP if detect is DetectZeroes.UNMAP else 0
+            return await zero.zero_blocks(io, offset, iov.nbytes, flags | may_unmap)
+    elif not flags and io.maps_writes is None and _fits(io.limits, iov):
+        await wall.pwritev(driver, io.limits, offset, iov, 0)  # what most writes are, without further ado
+        return False
     if flags & _COMPRESSED:
         await _write_compressed(driver, offset, iov)
-    elif detect is not DetectZeroes.OFF and driver.capabilities.write_zeroes is Capability.NATIVE and iov.is_zero():
-        may_unmap = _MAY_UNMAP if detect is DetectZeroes.UNMAP else 0
-        return await zero.zero_blocks(io, offset, iov.nbytes, flags | may_unmap)
     else:
         await write_through(io, offset, iov, flags)
     return bool(flags & _FUA) and not io.native_fua
@@ -82,6 +89,9 @@ async def write_through(io: NodeIO, offset: int, iov: IoVector, flags: int) -> N
         return
     limits = io.limits
     driver_flags = flags & (_UNCHANGED | _FUA) if io.native_fua else flags & _UNCHANGED
+    if _fits(limits, iov):
+        await wall.pwritev(driver, limits, offset, iov, driver_flags)
+        return
     for part in _transfers(limits, iov):
         piece = part
         if len(part.views) > limits.max_iov > 0:
@@ -98,6 +108,13 @@ async def _write_compressed(driver: BlockDriver, offset: int, iov: IoVector) -> 
     await wall.called(driver, "co_pwritev_compressed", driver.co_pwritev_compressed(offset, iov))
 
 
+def _fits(limits: BlockLimits, iov: IoVector) -> bool:
+    """Whether *iov* is one transfer."""
+    return (not limits.max_transfer or iov.nbytes <= limits.max_transfer) and (
+        not limits.max_iov or len(iov.views) <= limits.max_iov
+    )
+
+
 def _transfers(limits: BlockLimits, iov: IoVector) -> Iterator[IoVector]:
     """Cut *iov* into whole blocks of at most ``max_transfer`` bytes and ``max_iov`` views.
 
@@ -106,9 +123,6 @@ def _transfers(limits: BlockLimits, iov: IoVector) -> Iterator[IoVector]:
     """
     longest = limits.max_transfer or iov.nbytes
     most = limits.max_iov or len(iov.views)
-    if iov.nbytes <= longest and len(iov.views) <= most:
-        yield iov
-        return
     align = limits.request_alignment
     at = 0
     while at < iov.nbytes:

@@ -98,6 +98,7 @@ class NodeIO:
     )
 
     def __init__(self, node: BlockNode) -> None:
+        """For a node whose driver is about to open; when it has, ``refresh_limits`` opens the lanes."""
         self.node = node
         self.in_flight = 0
         self.limits = BlockLimits()
@@ -120,7 +121,6 @@ class NodeIO:
         self._lane_write: TryTransfer = _never
         self._try_read: TryTransfer = _never
         self._try_write: TryTransfer = _never
-        self.refresh_limits()
 
     # -- what the parts of the path ask
 

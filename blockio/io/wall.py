@@ -40,30 +40,54 @@ def _check_transfer(driver: BlockDriver, limits: BlockLimits, offset: int, iov: 
         raise _breach(driver, f"a request of {nbytes} bytes in {len(iov.views)} parts at {offset} breaks {limits}")
 
 
+def _check_errno(driver: BlockDriver, operation: str, error: OSError) -> None:
+    if not error.errno or error.errno < 0:
+        raise _breach(driver, f"{operation} failed with the errno {error.errno}") from error
+
+
+def _check_result(driver: BlockDriver, operation: str, result: object) -> None:
+    if result is not None:
+        raise _breach(driver, f"{operation} returned {result!r}")
+
+
 async def called(driver: BlockDriver, operation: str, call: Awaitable[object]) -> None:
     """Await *call*, the driver's *operation*, and look at how it ends."""
     try:
-        result = await call
+        _check_result(driver, operation, await call)
     except OSError as error:
-        if not error.errno or error.errno < 0:
-            raise _breach(driver, f"{operation} failed with the errno {error.errno}") from error
+        _check_errno(driver, operation, error)
         raise
-    if result is not None:
-        raise _breach(driver, f"{operation} returned {result!r}")
+
+
+# The two below do what ``called`` does in place: they are on the path of every request, and one coroutine less counts.
 
 
 async def preadv(driver: BlockDriver, limits: BlockLimits, offset: int, iov: IoVector) -> None:
     """``driver.co_preadv`` of one request within *limits*."""
     _check_transfer(driver, limits, offset, iov)
-    await called(driver, "co_preadv", driver.co_preadv(offset, iov, 0))
+    result: object
+    try:
+        result = await driver.co_preadv(offset, iov, 0)  # type: ignore[func-returns-value]  # is what is looked at
+    except OSError as error:
+        _check_errno(driver, "co_preadv", error)
+        raise
+    if result is not None:
+        _check_result(driver, "co_preadv", result)
 
 
 async def pwritev(driver: BlockDriver, limits: BlockLimits, offset: int, iov: IoVector, flags: int) -> None:
     """``driver.co_pwritev`` of one request within *limits*; *flags* only those the driver may see."""
     _check_transfer(driver, limits, offset, iov)
-    if flags & ~_WRITE_FLAGS or (flags & _FUA and driver.capabilities.fua is not Capability.NATIVE):
+    if flags and (flags & ~_WRITE_FLAGS or (flags & _FUA and driver.capabilities.fua is not Capability.NATIVE)):
         raise _breach(driver, f"a write with the flags {RequestFlags(flags)!r}")
-    await called(driver, "co_pwritev", driver.co_pwritev(offset, iov, flags))
+    result: object
+    try:
+        result = await driver.co_pwritev(offset, iov, flags)  # type: ignore[func-returns-value]  # as above
+    except OSError as error:
+        _check_errno(driver, "co_pwritev", error)
+        raise
+    if result is not None:
+        _check_result(driver, "co_pwritev", result)
 
 
 async def pwrite_zeroes(driver: BlockDriver, limits: BlockLimits, offset: int, nbytes: int, flags: int) -> None:
