@@ -65,7 +65,7 @@ _MAX_BITMAP_ENTRY: Final = 1023 + 24
 _INT64_MAX: Final = 2**63 - 1
 _NOWHERE: Final = HostOffset(0)
 _INT_MAX: Final = 2**31 - 1
-_SMALLEST_WITH_FEATURE_NAMES: Final = 4096
+_LARGEST_WITHOUT_FEATURE_NAMES: Final = 4096
 
 _EXT_END: Final = 0x00000000
 _EXT_BACKING_FORMAT: Final = 0xE2792ACA
@@ -152,7 +152,7 @@ QEMU_FEATURE_NAMES: Final = (
     FeatureName(FeatureKind.AUTOCLEAR, 0, "bitmaps"),
     FeatureName(FeatureKind.AUTOCLEAR, 1, "raw external data"),
 )
-"""The table QEMU writes into every version 3 image with clusters of 4 KiB or more."""
+"""The table QEMU writes into every version 3 image with clusters above 4 KiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -522,7 +522,7 @@ class Header:
             yield _extension(_EXT_DATA_FILE, self.data_file.encode("utf-8", "surrogateescape"))
         if self.encryption is not None:
             yield _extension(_EXT_ENCRYPTION, struct.pack(">QQ", self.encryption.offset, self.encryption.length))
-        if self.version == 3 and cluster_size >= _SMALLEST_WITH_FEATURE_NAMES:
+        if self.version == 3 and cluster_size > _LARGEST_WITHOUT_FEATURE_NAMES:
             known = {(entry.kind, entry.bit) for entry in QEMU_FEATURE_NAMES}
             others = [entry for entry in self.feature_names if (entry.kind, entry.bit) not in known]
             yield _extension(_EXT_FEATURE_NAMES, b"".join(map(_feature_entry, (*QEMU_FEATURE_NAMES, *others))))
