@@ -35,6 +35,8 @@ _BLOCKING_IS_FINE: Final = (
     ("blockio/aio/context.py", {"_end"}),
     ("blockio/graph/names.py", {"find_node", "all_nodes", "claim", "release"}),
     ("blockio/backend/names.py", {"enlist", "delist", "all_backends", "named_backends", "by_name", "monitor_add_blk"}),
+    # For the same reason, which file a name leads to is looked up in place, once for each name that is opened.
+    ("blockio/graph/open.py", {"_identify"}),
     # Tests that look at what happened on disk may block: nobody else is in their loop.
     ("_pytest/tmpdir.py", {"mktemp", "getbasetemp"}),
 )

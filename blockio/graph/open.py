@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 __all__ = ["open_node"]
 
 _MISSING: Final = object()
+_LOCAL: Final = ("file", "host_device")
+"""The protocols whose names are paths."""
 
 
 async def open_node(
@@ -118,26 +120,28 @@ async def _open_protocol(
         name = None
     # A prefix counts only in a name; in ``file.filename=a:b`` the colon is the file's.
     prefixed = filename is not None and split_protocol(filename) is not None
-    identity: object = name
-    device = False
-    if name is not None and not prefixed:
-        identity, device = _identify(name)
     if cls is None:
         if name is None:
             raise OptionError("Must specify either driver or file")
-        cls = find_protocol(name, allow_prefix=prefixed, is_device=device)
+        cls = find_protocol(name, allow_prefix=prefixed, is_device=not prefixed and _identify(name)[1])
     if filename is not None:
         del rest["filename"]
         rest = {**cls.parse_filename(filename), **rest}
-        if prefixed and isinstance(rest.get("filename"), str):
-            identity, _ = _identify(rest["filename"])
-    if where.implicit and identity is not None and identity in where.storage:
+    identity = _storage(cls, rest)
+    if where.implicit and identity in where.storage:
         raise BlockError(f"Backing file '{name}' creates an infinite loop.", errno.ELOOP)
     node = _make_node(where, own, cls, name or "")
-    if identity is not None:
-        node.identities = frozenset((identity,))
+    node.identities = frozenset((identity,)) if identity is not None else frozenset()
     node.opened_as = filename if prefixed else None
     return await _open_driver(where, node, cls, own, rest)
+
+
+def _storage(cls: type[BlockDriver], options: Mapping[str, Any]) -> object:
+    """What *options* make *cls* stand on: equal for equal storage, None where that cannot be told."""
+    name = options.get("filename")
+    if not isinstance(name, str):
+        return None
+    return _identify(name)[0] if cls.name in _LOCAL else (cls.name, name)
 
 
 def _identify(path: str) -> tuple[object, bool]:

@@ -118,6 +118,9 @@ class Path:
     async def co_copy_range_to(self, offset: int, target: Edge, target_offset: int, nbytes: int) -> None:
         raise BlockError(errno=errno.ENOTSUP)
 
+    async def co_copy_range_from(self, source: BlockDriver, source_offset: int, offset: int, nbytes: int) -> None:
+        raise BlockError(errno=errno.ENOTSUP)
+
     async def co_get_info(self) -> BlockInfo:
         return BlockInfo()
 
