@@ -33,6 +33,7 @@ _BLOCKING_IS_FINE: Final = (
     ("blockio_drivers/file.py", {"open", "reopen_prepare", "co_create_file", "co_getlength", "check_perm", "set_perm"}),
     # A thread that has said that it ends is joined in place; locks of process-wide tables are never held long.
     ("blockio/aio/context.py", {"_end"}),
+    ("blockio/aio/threads.py", {"close"}),
     ("blockio/graph/names.py", {"find_node", "all_nodes", "claim", "release"}),
     ("blockio/backend/names.py", {"enlist", "delist", "all_backends", "named_backends", "by_name", "monitor_add_blk"}),
     # For the same reason, which file a name leads to is looked up in place, once for each name that is opened.
