@@ -210,9 +210,7 @@ class DiskDriver(ProtocolDriver):
         kind = StatusFlags.ZERO if hole else StatusFlags.DATA
         return BlockStatus(kind | StatusFlags.OFFSET_VALID, min(stop, end) - offset, offset, self.host.node_name)
 
-    async def co_copy_range_to(
-        self, offset: int, target: object, target_offset: int, nbytes: int
-    ) -> None:
+    async def co_copy_range_to(self, offset: int, target: object, target_offset: int, nbytes: int) -> None:
         if not isinstance(target, DiskDriver):
             raise UnsupportedFeature
         other = target
@@ -389,7 +387,9 @@ class ClusterFormat(FormatDriver):
         stop = min(end, (first + min(run, busy)) * self.cluster)
         if not kinds[0]:
             stop = min(stop, (first + 1) * self.cluster)
-            room = Room(self, {}, offset, stop - offset, self.table[first] + offset % self.cluster, cow_head=0, cow_tail=0)
+            room = Room(
+                self, {}, offset, stop - offset, self.table[first] + offset % self.cluster, cow_head=0, cow_tail=0
+            )
         else:
             count = (stop - 1) // self.cluster - first + 1
             clusters = {first + at: self.next_host + at * self.cluster for at in range(count)}
