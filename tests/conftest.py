@@ -27,6 +27,7 @@ from tests.support.leaks import Census
 
 _BLOCKING_IS_FINE: Final = (
     # Looking up a driver reads the entry points of what is installed, once for a process.
+    ("blockio/driver/registry.py", {"_read_entry_points"}),
     ("importlib/metadata/__init__.py", {"entry_points", "read_text", "children", "search", "mtime", "lookup"}),
     ("blockio/driver/registry.py", {"_read_own_entry_points", "everything", "_load"}),
     # Opening and stat-ing a file is done in place, as QEMU does it: descriptors come before any engine can serve them.
@@ -38,6 +39,8 @@ _BLOCKING_IS_FINE: Final = (
     ("blockio/backend/names.py", {"enlist", "delist", "all_backends", "named_backends", "by_name", "monitor_add_blk"}),
     # For the same reason, which file a name leads to is looked up in place, once for each name that is opened.
     ("blockio/graph/open.py", {"_identify"}),
+    # A tool prints in place: its loop serves nobody else, and what was said must not overtake what follows.
+    ("cli/output.py", {"_write"}),
     # Tests that look at what happened on disk may block: nobody else is in their loop.
     ("_pytest/tmpdir.py", {"mktemp", "getbasetemp"}),
 )

@@ -4,9 +4,10 @@ Drivers are found through the entry-point group ``blockio.drivers``; a program m
 Loading a driver imports its module and no other driver's. A plugin that cannot be loaded is an error for whoever
 asks for it by name and is skipped by everything that looks at all of them.
 
-Start-up matters: ``importlib.metadata`` alone costs more than the rest of a small command. So this project's own
-drivers are read straight from its ``entry_points.txt``; the whole environment is searched only when a name is not
-among them or when somebody asks for all.
+Start-up matters: ``importlib.metadata`` alone costs more than the rest of a small command. So the ``entry_points.txt``
+files on the path are read directly, this project's own first and the others only when a name is not among them or
+somebody asks for all. Distributions that are not folders on the path (in a zip, behind a finder of their own) are
+found by ``importlib.metadata``, when a name is found nowhere else.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ __all__ = ["GROUP", "driver_names", "drivers", "find_driver", "find_protocol", "
 
 GROUP: Final = "blockio.drivers"
 
-_DEVICE_DIRECTORY: Final = "/dev/"
+_METADATA: Final = (".dist-info", ".egg-info")
 
 
 class _Registry:
@@ -60,7 +61,7 @@ class _Registry:
             known = self._registered.get(name) or self._loaded.get(name)
         if known is not None:
             return known
-        target = self.own().get(name) or self.everything().get(name)
+        target = self.own().get(name) or self.everything().get(name) or _last_resort(name)
         if target is None:
             raise OptionError(f"Unknown driver '{name}'")
         cls = _load(name, target)
@@ -70,7 +71,7 @@ class _Registry:
     def names(self) -> list[str]:
         with self._lock:
             registered = set(self._registered)
-        return sorted(registered | set(self.own()) | set(self.everything()))
+        return sorted(registered | set(self.everything()))
 
     def quick_names(self) -> list[str]:
         with self._lock:
@@ -79,35 +80,39 @@ class _Registry:
 
     def own(self) -> dict[str, str]:
         if self._own is None:
-            self._own = _read_own_entry_points()
+            self._own = _read_entry_points("blockio-")
         return self._own
 
     def everything(self) -> dict[str, str]:
         if self._all is None:
-            from importlib.metadata import entry_points  # noqa: PLC0415  # costs as much as asyncio; see above
-
-            found: dict[str, str] = {}
-            for entry in entry_points(group=GROUP):
-                found.setdefault(entry.name, entry.value)
-            self._all = {**found, **self.own()}
+            self._all = {**_read_entry_points(""), **self.own()}
         return self._all
 
 
-def _read_own_entry_points() -> dict[str, str]:
-    """This distribution's drivers, or nothing where it is not installed in the plain way (a zip, a custom finder)."""
+def _read_entry_points(prefix: str) -> dict[str, str]:
+    """The drivers of the distributions on the path whose folders begin with *prefix*; the first of a name counts."""
+    found: dict[str, str] = {}
     for directory in sys.path:
         try:
             with os.scandir(directory or ".") as entries:
-                metadata = [e.path for e in entries if e.name.startswith("blockio-") and e.name.endswith(".dist-info")]
+                folders = sorted(e.path for e in entries if e.name.startswith(prefix) and e.name.endswith(_METADATA))
         except OSError:
             continue
-        for path in metadata:
+        for folder in folders:
             try:
-                with open(os.path.join(path, "entry_points.txt"), encoding="utf-8") as file:
-                    return _parse_group(file.read())
-            except OSError:
+                with open(os.path.join(folder, "entry_points.txt"), encoding="utf-8") as file:
+                    text = file.read()
+            except (OSError, UnicodeDecodeError):
                 continue
-    return {}
+            if GROUP in text:
+                found = {**_parse_group(text), **found}
+    return found
+
+
+def _last_resort(name: str) -> str | None:
+    from importlib.metadata import entry_points  # noqa: PLC0415  # costs as much as asyncio; see above
+
+    return next((entry.value for entry in entry_points(group=GROUP, name=name)), None)
 
 
 def _parse_group(text: str) -> dict[str, str]:

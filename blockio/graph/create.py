@@ -45,8 +45,8 @@ async def create_image(
     """Make *filename* a new, empty image of format *driver* as *options* (``CreateOptions``) say.
 
     An existing file is overwritten, as ``qemu-img create`` does. *file_options* are the protocol's own create options;
-    *flags* say how the file is cached meanwhile. When it fails or is cancelled, a file that did not exist before is removed
-    again. Errors carry QEMU's messages: ``Unknown file format 'x'``, ``Unknown protocol 'x'``, ``Invalid
+    *flags* say how the file is cached meanwhile. When it fails or is cancelled, a file that did not exist before is
+    removed again. Errors carry QEMU's messages: ``Unknown file format 'x'``, ``Unknown protocol 'x'``, ``Invalid
     parameter 'x'``, ``Could not create 'X': …`` and what the format says.
     """
     cls = _format(driver)

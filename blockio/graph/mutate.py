@@ -246,7 +246,7 @@ def _unlink(tran: Transaction, edge: Edge) -> None:
 
 
 def _refuse_cycle(parent: BlockNode, node: BlockNode, name: str) -> None:
-    if parent.is_below(node):
+    if parent is node or (parent.parents and parent.is_below(node)):
         raise OptionError(
             f"Making '{node.node_name}' a {name} child of '{parent.node_name}' would create a cycle", errno.EINVAL
         )

@@ -11,6 +11,7 @@ Facts: ``reference/permissions-and-errors.md``; QEMU's bdrv_list_refresh_perms.
 from __future__ import annotations
 
 import errno
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
@@ -122,29 +123,40 @@ def refresh(tran: Transaction, nodes: Iterable[BlockNode]) -> None:
     PermissionConflict: two users of a node exclude each other. ReadOnly: a read-only node would have to be written.
     And whatever a driver's ``check_perm`` raises (ImageLocked).
     """
-    start = list(nodes)
-    touched = set(start)
-    for node in _parents_first(start):
-        if node not in touched:
-            continue
+    touched = _propagate(tran, nodes)
+    for node in _parents_first(touched):
         _check_users(node)
         perm, shared = cumulative(node)
         _check_node(node, perm)
         driver = node.driver
+        if driver is not None:
+            driver.check_perm(perm, shared)
+            tran.add(commit=partial(driver.set_perm, perm, shared), abort=driver.abort_perm)
+
+
+def _propagate(tran: Transaction, nodes: Iterable[BlockNode]) -> set[BlockNode]:
+    """Carry what users need down the edges from *nodes*; the nodes for whom something may have changed."""
+    queue = deque(nodes)
+    touched = set(queue)
+    # First in, first out: a node is looked at again at most once for each length of a way to it.
+    while queue:
+        node = queue.popleft()
+        driver = node.driver
         if driver is None:
             continue
-        driver.check_perm(perm, shared)
-        tran.add(commit=partial(driver.set_perm, perm, shared), abort=driver.abort_perm)
+        perm, shared = cumulative(node)
         for edge in node.children.values():
             wanted, allowed = driver.child_perm(edge.name, edge.role, perm, shared)
             if edge.node.flags.force_share:
                 allowed = Perm.ALL
             if tran.set_perm(edge, wanted, allowed):
                 touched.add(edge.node)
+                queue.append(edge.node)
+    return touched
 
 
-def _parents_first(nodes: Iterable[BlockNode]) -> list[BlockNode]:
-    """*nodes* and everything below them, each before its children (the graph has no cycle)."""
+def _parents_first(nodes: set[BlockNode]) -> list[BlockNode]:
+    """*nodes*, each before those of its children that are among them (the graph has no cycle)."""
     order: list[BlockNode] = []
     seen: set[BlockNode] = set()
     for start in nodes:
@@ -156,7 +168,7 @@ def _parents_first(nodes: Iterable[BlockNode]) -> list[BlockNode]:
         while stack:
             node, edges = stack[-1]
             for edge in edges:
-                if edge.node not in seen:
+                if edge.node in nodes and edge.node not in seen:
                     seen.add(edge.node)
                     stack.append((edge.node, iter(list(edge.node.children.values()))))
                     break
