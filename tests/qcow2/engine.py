@@ -111,6 +111,7 @@ def check_image(data: bytes | bytearray, *, leaks: bool = False) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "image.qcow2"
         path.write_bytes(data)
+        (Path(folder) / "base.raw").touch()  # what an overlay's backing file is called in these tests
         done = subprocess.run(
             ["qemu-img", "check", "-f", "qcow2", path], capture_output=True, text=True, check=False, timeout=60
         )

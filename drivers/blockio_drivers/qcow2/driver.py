@@ -43,7 +43,7 @@ from blockio_drivers.qcow2.cache import CacheStatistics
 from blockio_drivers.qcow2.compressed import CompressedReader
 from blockio_drivers.qcow2.discard import Discarder
 from blockio_drivers.qcow2.header import MAGIC, Header, header_area
-from blockio_drivers.qcow2.image import Corruption, Image
+from blockio_drivers.qcow2.image import Corruption, Image, finish
 from blockio_drivers.qcow2.info import specific_info
 from blockio_drivers.qcow2.mapping import Mapping
 from blockio_drivers.qcow2.options import Qcow2CreateOptions, Qcow2Options
@@ -227,8 +227,9 @@ class Qcow2Driver(FormatDriver):
         if image.header.autoclear:
             await image.set_autoclear(0)
         if image.header.dirty:
-            await self.co_check(CheckFix.ALL)
-            await image.mark_clean()
+            result = await self.co_check(CheckFix.ALL)
+            if result.check_errors or image.header.dirty:
+                raise CorruptImage("Could not repair dirty image")
         self._armed = True
 
     async def _ready(self) -> None:
@@ -368,18 +369,34 @@ class Qcow2Driver(FormatDriver):
         self.length = self._image.length
 
     async def co_check(self, fix: CheckFix, progress: Callable[[int, int], None] | None = None) -> CheckResult:
-        """Check, and repair as *fix* says; what was repaired is read anew."""
-        # reason: few processes check
-        from blockio_drivers.qcow2.check import check_image  # noqa: PLC0415
-
+        """Check, and repair as *fix* says; what was repaired is read anew. No other request may be under way."""
         image = self._image
+        if self._armed and image.writable:
+            await self._signalling(self._settle_tables())
+        trust, report = self.host.trust, self.host.report
+        # reason: few processes check
         if fix is CheckFix.NONE:
-            if self._armed and image.writable:
-                await self._signalling(self._settle_tables())
-            return await check_image(
-                self.file, image.header, trust=self.host.trust, report=self.host.report, progress=progress
-            )
-        raise NotImplementedError
+            from blockio_drivers.qcow2.check import check_image  # noqa: PLC0415
+
+            return await check_image(self.file, image.header, trust=trust, report=report, progress=progress)
+        from blockio_drivers.qcow2.repair import repair_image  # noqa: PLC0415
+
+        try:
+            result, _ = await repair_image(self.file, image.header, fix, trust=trust, report=report, progress=progress)
+        finally:
+            await finish(self._reload())
+        return result
+
+    async def _reload(self) -> None:
+        """The image was changed behind our back: believe nothing that is in memory. Failing, it is dead to us."""
+        image = self._image
+        try:
+            data = await self._read(0, image.geometry.cluster_size)
+            image.header = Header.decode(data, trust=self.host.trust, check=True)
+            await self._load()
+        except BaseException:
+            image.dead = True
+            raise
 
     # -- the fast lane
 

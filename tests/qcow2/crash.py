@@ -1,0 +1,136 @@
+"""Recording what reaches a file, and the files a crash could leave of it.
+
+A write is durable once a flush that began after it has ended. Until then any part of it may have reached the disk, in
+units of 512-byte sectors, whatever the order it was sent in.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from blockio.buffers import IoVector
+from blockio.testing.memory import MemoryChild
+from blockio.types import PreallocMode, RequestFlags
+
+__all__ = ["CrashImage", "Promise", "RecordingChild", "crash_images"]
+
+SECTOR = 512
+
+
+@dataclass(frozen=True)
+class Change:
+    """*payload* was written at *offset*; with payload None the file was cut or grown to *offset*."""
+
+    offset: int
+    payload: bytes | None
+
+
+@dataclass(frozen=True)
+class Promise:
+    """From event number ``at`` on the disk holds ``content``, but for sectors in ``loose``: written later."""
+
+    at: int
+    content: bytes
+    loose: set[int] = field(default_factory=set)
+
+
+class RecordingChild(MemoryChild):
+    """A file in memory that remembers what happened to it since ``start``: changes, and None for each flush."""
+
+    def __init__(self, data: bytes | bytearray = b"") -> None:
+        super().__init__(data)
+        self.fast = False
+        self.start = bytes(data)
+        self.events: list[Change | None] = []
+
+    async def co_pwritev(self, offset: int, iov: IoVector, flags: RequestFlags | int = 0) -> None:
+        await super().co_pwritev(offset, iov, flags)
+        self.events.append(Change(offset, iov.tobytes()))
+
+    async def co_pwrite_zeroes(self, offset: int, nbytes: int, flags: RequestFlags | int = 0) -> None:
+        await super().co_pwrite_zeroes(offset, nbytes, flags)
+        self.events.append(Change(offset, bytes(nbytes)))
+
+    async def co_pdiscard(self, offset: int, nbytes: int) -> None:
+        await super().co_pdiscard(offset, nbytes)
+        self.events.append(Change(offset, b"\xdd" * nbytes))
+
+    async def co_flush(self) -> None:
+        await super().co_flush()
+        self.events.append(None)
+
+    async def co_truncate(
+        self,
+        length: int,
+        *,
+        exact: bool = False,
+        prealloc: PreallocMode | str = "off",
+        flags: RequestFlags | int = 0,
+    ) -> None:
+        await super().co_truncate(length, exact=exact, prealloc=prealloc, flags=flags)
+        self.events.append(Change(length, None))
+
+
+@dataclass(frozen=True)
+class CrashImage:
+    """The file after a crash that came when ``at`` events had happened."""
+
+    at: int
+    data: bytearray
+
+
+def crash_images(
+    child: RecordingChild, rnd: random.Random, tries: int, *, moments: set[int] | None = None, at_most: int = 150
+) -> Iterator[CrashImage]:
+    """For *at_most* moments (or those in *moments*), *tries* files that a crash then could leave."""
+    count = len(child.events)
+    chosen = moments or set(rnd.sample(range(1, count + 1), min(count, at_most)))
+    durable = bytearray(child.start)
+    pending: list[Change] = []
+    for at, event in enumerate(child.events, 1):
+        if event is None:
+            for change in pending:
+                _apply(durable, change)
+            pending.clear()
+            if at in chosen:
+                yield CrashImage(at, bytearray(durable))
+            continue
+        pending.append(event)
+        for _ in range(tries if at in chosen else 0):
+            yield CrashImage(at, _some_of(durable, pending, rnd))
+
+
+def _apply(data: bytearray, change: Change) -> None:
+    if change.payload is None:
+        if change.offset < len(data):
+            del data[change.offset :]
+        else:
+            data.extend(bytes(change.offset - len(data)))
+        return
+    end = change.offset + len(change.payload)
+    if end > len(data):
+        data.extend(bytes(end - len(data)))
+    data[change.offset : end] = change.payload
+
+
+def _some_of(durable: bytearray, pending: list[Change], rnd: random.Random) -> bytearray:
+    data = bytearray(durable)
+    likely = rnd.choice((0.1, 0.5, 0.9))
+    for change in pending:
+        if change.payload is None:
+            if rnd.random() < likely:
+                _apply(data, change)
+            continue
+        torn = rnd.random() < 0.5
+        whole = rnd.random() < likely
+        at = change.offset
+        end = at + len(change.payload)
+        while at < end:
+            stop = min(end, (at // SECTOR + 1) * SECTOR)
+            if (rnd.random() < likely) if torn else whole:
+                part = change.payload[at - change.offset : stop - change.offset]
+                _apply(data, Change(at, part))
+            at = stop
+    return data
