@@ -1,0 +1,109 @@
+"""The image commands as a library: what ``blockio img`` stands on.
+
+>>> from blockio import img
+>>> await img.create("disk.qcow2", "qcow2", size=10 << 30)
+>>> (await img.info("disk.qcow2")).virtual_size
+10737418240
+
+Images are named by a path or by an ``Image``, which also says format, cache mode and what the image may open. All
+results are frozen. Long operations take an ``observer`` that is told of ``Progress``, and can be cancelled.
+Names are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from blockio.driver.base import CheckFix, CheckResult
+    from blockio.img.checking import check
+    from blockio.img.comparing import compare
+    from blockio.img.converting import convert
+    from blockio.img.creating import create
+    from blockio.img.describing import info, info_chain
+    from blockio.img.mapping import map_image as map
+    from blockio.img.opening import Image
+    from blockio.img.picture import picture
+    from blockio.img.resizing import resize
+    from blockio.img.results import (
+        CheckReport,
+        Comparison,
+        ConvertResult,
+        CreateResult,
+        Difference,
+        ImageInfo,
+        MapEntry,
+        Observer,
+        Progress,
+        ResizeResult,
+        Snapshot,
+    )
+
+_HOME = {
+    "blockio.driver.base": ("CheckFix", "CheckResult"),
+    "blockio.img.checking": ("check",),
+    "blockio.img.comparing": ("compare",),
+    "blockio.img.converting": ("convert",),
+    "blockio.img.creating": ("create",),
+    "blockio.img.describing": ("info", "info_chain"),
+    "blockio.img.mapping": ("map_image",),
+    "blockio.img.opening": ("Image",),
+    "blockio.img.picture": ("picture",),
+    "blockio.img.resizing": ("resize",),
+    "blockio.img.results": (
+        "CheckReport",
+        "Comparison",
+        "ConvertResult",
+        "CreateResult",
+        "Difference",
+        "ImageInfo",
+        "MapEntry",
+        "Observer",
+        "Progress",
+        "ResizeResult",
+        "Snapshot",
+    ),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "CheckFix",
+    "CheckReport",
+    "CheckResult",
+    "Comparison",
+    "ConvertResult",
+    "CreateResult",
+    "Difference",
+    "Image",
+    "ImageInfo",
+    "MapEntry",
+    "Observer",
+    "Progress",
+    "ResizeResult",
+    "Snapshot",
+    "check",
+    "compare",
+    "convert",
+    "create",
+    "info",
+    "info_chain",
+    "map",
+    "picture",
+    "resize",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Inside, the function must not hide the builtin.
+    actual = "map_image" if name == "map" else name
+    module = _MODULE_OF.get(actual)
+    if module is None:
+        raise AttributeError(f"module 'blockio.img' has no attribute {name!r}")
+    value = getattr(import_module(module), actual)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,166 @@
+"""Which commands there are and which options each takes: the one place for parsing, ``--help`` and the manual."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from blockio.cli.img.getopt import Option
+
+__all__ = ["COMMANDS", "MAIN_OPTIONS", "Command"]
+
+
+class Command(NamedTuple):
+    """One command: where it lives, what it takes, and its line in ``--help``."""
+
+    module: str
+    options: tuple[Option, ...]
+    usage: str
+    """As ``[-q] [-f fmt] filename``; what is in front of the command's name is not repeated."""
+
+
+_HELP: Final = Option("help", ("-h", "--help"), "", "show this help")
+_OBJECT: Final = Option("object", ("--object",), "objectdef", "define an object, such as a secret")
+_IMAGE_OPTS: Final = Option("image-opts", ("--image-opts",), "", "file names are options: driver=qcow2,file.filename=x")
+_SHARE: Final = Option("force-share", ("-U", "--force-share"), "", "read even what another process is writing")
+_QUIET: Final = Option("quiet", ("-q",), "", "say nothing but errors")
+_FORMAT: Final = Option("format", ("-f",), "fmt", "the image's format; guessed by default")
+_LONG_FORMAT: Final = Option("format", ("-f", "--format"), "fmt", "the image's format; guessed by default")
+_OUTPUT: Final = Option("output", ("--output",), "ofmt", "human or json")
+_CACHE: Final = Option("cache", ("-t",), "cache", "cache mode of the image that is written")
+_SOURCE_CACHE: Final = Option("source-cache", ("-T",), "src_cache", "cache mode of the images that are read")
+_PROGRESS: Final = Option("p", ("-p",), "", "print percentages")
+_SHOW: Final = Option("progress", ("--progress",), "how", "auto, bar, jsonl or none: show progress on standard error")
+
+MAIN_OPTIONS: Final = (
+    _HELP,
+    Option("version", ("-V", "--version"), "", "print the version"),
+    Option("trace", ("-T", "--trace"), "pattern", "accepted for compatibility"),
+)
+
+COMMANDS: Final[dict[str, Command]] = {
+    "check": Command(
+        "check",
+        (
+            _HELP,
+            _LONG_FORMAT,
+            Option("repair", ("-r", "--repair"), "what", "leaks or all: mend it"),
+            _OUTPUT,
+            _SOURCE_CACHE,
+            _QUIET,
+            _OBJECT,
+            _IMAGE_OPTS,
+            _SHARE,
+        ),
+        "[--object objectdef] [--image-opts] [-q] [-f fmt] [--output=ofmt] [-r [leaks | all]] [-T src_cache] [-U] "
+        "filename",
+    ),
+    "compare": Command(
+        "compare",
+        (
+            _HELP,
+            _FORMAT,
+            Option("second-format", ("-F",), "fmt", "the second image's format"),
+            _SOURCE_CACHE,
+            _PROGRESS,
+            _SHOW,
+            _QUIET,
+            Option("strict", ("-s",), "", "sizes and allocation must be the same too"),
+            _OBJECT,
+            _IMAGE_OPTS,
+            _SHARE,
+        ),
+        "[--object objectdef] [--image-opts] [-f fmt] [-F fmt] [-T src_cache] [-p] [--progress=how] [-q] [-s] [-U] "
+        "filename1 filename2",
+    ),
+    "convert": Command(
+        "convert",
+        (
+            _HELP,
+            _FORMAT,
+            Option("target-format", ("-O",), "output_fmt", "the format to make; raw by default"),
+            Option("backing", ("-B",), "backing_file", "backing file of the new image"),
+            Option("backing-format", ("-F",), "backing_fmt", "its format"),
+            Option("offload", ("-C",), "", "let the storage copy"),
+            Option("compress", ("-c",), "", "compress"),
+            Option("options", ("-o",), "options", "options of the new image; -o help lists them"),
+            Option("snapshot", ("-l",), "snapshot_param", "convert an internal snapshot"),
+            Option("sparse", ("-S",), "sparse_size", "leave out runs of zeroes this long (4k); 0 writes everything"),
+            _PROGRESS,
+            _SHOW,
+            _CACHE,
+            _SOURCE_CACHE,
+            _QUIET,
+            Option("no-create", ("-n",), "", "the target exists"),
+            Option("coroutines", ("-m",), "num_coroutines", "how many requests at once, 1 to 16 (8)"),
+            Option("out-of-order", ("-W",), "", "write in any order"),
+            Option("rate", ("-r",), "rate_limit", "bytes a second"),
+            _OBJECT,
+            _IMAGE_OPTS,
+            _SHARE,
+            Option("target-image-opts", ("--target-image-opts",), "", "the target's name is options"),
+            Option("target-is-zero", ("--target-is-zero",), "", "the target reads as zeroes already"),
+            Option("bitmaps", ("--bitmaps",), "", "copy persistent bitmaps"),
+            Option("skip-broken-bitmaps", ("--skip-broken-bitmaps",), "", "leave out inconsistent bitmaps"),
+            Option("salvage", ("--salvage",), "", "what cannot be read becomes zeroes"),
+        ),
+        "[--object objectdef] [--image-opts] [--target-image-opts] [--target-is-zero] [--bitmaps] [-U] [-C] [-c] [-p] "
+        "[--progress=how] [-q] [-n] [-f fmt] [-t cache] [-T src_cache] [-O output_fmt] "
+        "[-B backing_file [-F backing_fmt]] [-o options] [-l snapshot_param] [-S sparse_size] [-r rate_limit] "
+        "[-m num_coroutines] [-W] [--salvage] filename [filename2 [...]] output_filename",
+    ),
+    "create": Command(
+        "create",
+        (
+            _HELP,
+            _QUIET,
+            Option("format", ("-f",), "fmt", "the format to make; raw by default"),
+            Option("backing", ("-b",), "backing_file", "backing file"),
+            Option("backing-format", ("-F",), "backing_fmt", "its format"),
+            Option("unsafe", ("-u",), "", "do not open the backing file"),
+            Option("options", ("-o",), "options", "options of the format; -o help lists them"),
+            _OBJECT,
+        ),
+        "[--object objectdef] [-q] [-f fmt] [-b backing_file [-F backing_fmt]] [-u] [-o options] filename [size]",
+    ),
+    "info": Command(
+        "info",
+        (
+            _HELP,
+            _LONG_FORMAT,
+            _OUTPUT,
+            Option("backing-chain", ("--backing-chain",), "", "all images of the chain"),
+            _OBJECT,
+            _IMAGE_OPTS,
+            _SHARE,
+        ),
+        "[--object objectdef] [--image-opts] [-f fmt] [--output=ofmt] [--backing-chain] [-U] filename",
+    ),
+    "map": Command(
+        "map",
+        (
+            _HELP,
+            _LONG_FORMAT,
+            _OUTPUT,
+            Option("start", ("-s", "--start-offset"), "offset", "where to begin"),
+            Option("length", ("-l", "--max-length"), "len", "how far to go"),
+            _OBJECT,
+            _IMAGE_OPTS,
+            _SHARE,
+        ),
+        "[--object objectdef] [--image-opts] [-f fmt] [--start-offset=offset] [--max-length=len] [--output=ofmt] [-U] "
+        "filename",
+    ),
+    "resize": Command(
+        "resize",
+        (
+            _HELP,
+            _FORMAT,
+            _QUIET,
+            Option("preallocation", ("--preallocation",), "prealloc", "how new room is provided"),
+            Option("shrink", ("--shrink",), "", "a smaller size is meant"),
+            _OBJECT,
+            _IMAGE_OPTS,
+        ),
+        "[--object objectdef] [--image-opts] [-f fmt] [--preallocation=prealloc] [-q] [--shrink] filename [+ | -]size",
+    ),
+}

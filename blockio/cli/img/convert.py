@@ -1,0 +1,192 @@
+"""``convert``: the content of disks as another image."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from blockio.cli.img.commands import COMMANDS
+from blockio.cli.img.getopt import CommandLine
+from blockio.cli.img.newimage import OptionList, print_option_help
+from blockio.cli.img.objects import define_object
+from blockio.cli.img.tool import Failure, ImageChoice, fail, printed, read_size, source_cache
+from blockio.cli.progress import Watcher, check_style, watcher
+from blockio.errors import BlockError, OptionError
+from blockio.img.converting import MAX_SPARSE, MAX_WORKERS, convert
+from blockio.img.limiting import RateLimit
+from blockio.img.opening import cache_flags
+from blockio.types import OpenFlags
+
+if TYPE_CHECKING:
+    from blockio.cli.output import Output
+    from blockio.img.opening import Image
+
+__all__ = ["execute", "prepare"]
+
+_LEAST_STEP = 1.0
+
+
+class _Plan(NamedTuple):
+    sources: list[Image]
+    target: str
+    choice: ImageChoice
+    switches: dict[str, Any]
+    pairs: list[tuple[str, str]]
+
+
+_SWITCHES = {
+    "offload",
+    "compress",
+    "p",
+    "quiet",
+    "no-create",
+    "out-of-order",
+    "target-image-opts",
+    "target-is-zero",
+    "bitmaps",
+    "skip-broken-bitmaps",
+    "salvage",
+}
+
+
+def prepare(args: list[str], output: Output) -> _Plan | int | None:
+    """Read the command line; None asks for help, a number is the exit status already."""
+    choice = ImageChoice(output)
+    options = OptionList(output)
+    given: dict[str, Any] = {}
+    line = CommandLine(COMMANDS["convert"].options, "convert", args)
+    for key, value in line:
+        if key == "help":
+            return None
+        if key in _SWITCHES:
+            given[key] = True
+        elif key == "image-opts":
+            choice.image_opts = True
+        elif key == "force-share":
+            choice.force_share = True
+        elif key == "options":
+            options.add(value)
+        elif key == "object":
+            define_object(value, output)
+        elif key == "progress":
+            given[key] = check_style(output, value)
+        elif key == "sparse":
+            given[key] = _sparse(output, value)
+        elif key == "coroutines":
+            given[key] = _coroutines(output, value)
+        elif key == "rate":
+            given[key] = read_size(output, "rate limit", value)
+        else:
+            given[key] = value
+    if "target-format" not in given and "target-image-opts" not in given:
+        given["target-format"] = "raw"
+    _refuse_contradictions(given, bool(options), output)
+    *sources, target = line.operands or [""]
+    if options.asks_for_help:
+        format = given.get("target-format")
+        if format is None:
+            fail(output, "Option help requires a format be specified")
+        return print_option_help(output, target if sources else None, format)
+    if not sources:
+        fail(output, "Must specify image file name")
+    choice.cache = source_cache(output, given.get("source-cache", "writeback"))
+    images = [choice.image(name, given.get("format")) for name in sources]
+    return _Plan(images, target, choice, given, options.pairs())
+
+
+def _sparse(output: Output, text: str) -> int:
+    size = read_size(output, "buffer size for sparse output", text)
+    if size % 512 or size > MAX_SPARSE:
+        fail(
+            output,
+            "Invalid buffer size for sparse output specified. Valid sizes are multiples of 512 up to "
+            f"{MAX_SPARSE}. Select 0 to disable sparse detection (fully allocates output).",
+        )
+    return size
+
+
+def _coroutines(output: Output, text: str) -> int:
+    try:
+        number = int(text, 0)
+    except ValueError:
+        number = 0
+    if not 1 <= number <= MAX_WORKERS:
+        fail(output, f"Invalid number of coroutines. Allowed number of coroutines is between 1 and {MAX_WORKERS}")
+    return number
+
+
+def _refuse_contradictions(given: dict[str, Any], has_options: bool, output: Output) -> None:
+    """End the command where two options do not go together, in the order in which the QEMU tool notices."""
+    if "skip-broken-bitmaps" in given and "bitmaps" not in given:
+        fail(output, "Use of --skip-broken-bitmaps requires --bitmaps")
+    if "offload" in given:
+        if "compress" in given:
+            fail(output, "Cannot enable copy offloading when -c is used")
+        if "sparse" in given:
+            fail(output, "Cannot enable copy offloading when -S is used")
+        if "salvage" in given:
+            fail(output, "Cannot use copy offloading in salvaging mode")
+    if "no-create" not in given:
+        if "target-image-opts" in given:
+            fail(output, "--target-image-opts requires use of -n flag")
+        if "target-is-zero" in given:
+            fail(output, "--target-is-zero requires use of -n flag")
+    elif has_options:
+        fail(output, "-o has no effect when skipping image creation")
+
+
+async def execute(plan: _Plan, output: Output) -> int:
+    """Convert; nothing is said about a success."""
+    given = plan.switches
+    output.quiet = "quiet" in given
+    with watcher(
+        output,
+        "convert",
+        percent="p" in given and not output.quiet,
+        style=given.get("progress"),
+        least_step=_LEAST_STEP,
+        begin=True,
+    ) as watch:
+        try:
+            await _convert(plan, output, watch)
+        except OSError as error:
+            output.error(printed(error))
+            raise Failure from None
+    return 0
+
+
+async def _convert(plan: _Plan, output: Output, watch: Watcher) -> None:
+    given = plan.switches
+    rate = given.get("rate", 0)
+    await convert(
+        plan.sources,
+        _target(plan, output),
+        given.get("target-format", "raw"),
+        options=plan.pairs,
+        backing_file=given.get("backing"),
+        backing_format=given.get("backing-format"),
+        create="no-create" not in given,
+        target_is_zero="target-is-zero" in given,
+        sparse=given.get("sparse", 4096),
+        workers=given.get("coroutines", 8),
+        in_order="out-of-order" not in given,
+        copy_offload="offload" in given,
+        compress="compress" in given,
+        salvage="salvage" in given,
+        bitmaps="bitmaps" in given,
+        snapshot=given.get("snapshot"),
+        limit=RateLimit(rate) if rate else None,
+        observer=watch.observer,
+        on_warning=output.warn,
+    )
+
+
+def _target(plan: _Plan, output: Output) -> Image:
+    given = plan.switches
+    choice = ImageChoice(output)
+    choice.image_opts = "target-image-opts" in given
+    choice.cache = given.get("cache", "unsafe")
+    try:
+        cache_flags(choice.cache, OpenFlags())
+    except OptionError as error:
+        raise BlockError(error.message) from error
+    return choice.image(plan.target, given.get("target-format"))

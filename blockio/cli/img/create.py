@@ -1,0 +1,98 @@
+"""``create``: new images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from blockio.cli.img.commands import COMMANDS
+from blockio.cli.img.getopt import CommandLine, UsageError
+from blockio.cli.img.newimage import OptionList, print_option_help
+from blockio.cli.img.objects import define_object
+from blockio.cli.img.tool import printed, read_size
+from blockio.cli.output import quote_commas
+from blockio.driver.gate import AllowAll
+from blockio.img.creating import create
+
+if TYPE_CHECKING:
+    from blockio.cli.output import Output
+    from blockio.img.results import CreateResult
+
+__all__ = ["execute", "prepare"]
+
+
+class _Plan(NamedTuple):
+    filename: str
+    format: str
+    size: int | None
+    pairs: list[tuple[str, str]]
+    backing: str | None
+    backing_format: str | None
+    unsafe: bool
+    quiet: bool
+
+
+def prepare(args: list[str], output: Output) -> _Plan | int | None:
+    """Read the command line; None asks for help, a number is the exit status already."""
+    format = "raw"
+    backing: str | None = None
+    backing_format: str | None = None
+    unsafe = quiet = False
+    options = OptionList(output)
+    line = CommandLine(COMMANDS["create"].options, "create", args)
+    for key, value in line:
+        if key == "help":
+            return None
+        if key == "format":
+            format = value
+        elif key == "backing":
+            backing = value
+        elif key == "backing-format":
+            backing_format = value
+        elif key == "options":
+            options.add(value)
+        elif key == "quiet":
+            quiet = True
+        elif key == "unsafe":
+            unsafe = True
+        elif key == "object":
+            define_object(value, output)
+    filename = line.operands[0] if line.operands else None
+    rest = line.operands[1:]
+    if options.asks_for_help:
+        return print_option_help(output, filename, format)
+    if filename is None:
+        raise UsageError("Expecting image file name")
+    size: int | None = None
+    if rest:
+        size = read_size(output, "image size", rest[0])
+    if len(rest) > 1:
+        raise UsageError(f"Unexpected argument: {rest[1]}")
+    return _Plan(filename, format, size, options.pairs(), backing, backing_format, unsafe, quiet)
+
+
+async def execute(plan: _Plan, output: Output) -> int:
+    """Create the image; errors begin with its name."""
+
+    def formatting(result: CreateResult) -> None:
+        options = " ".join(f"{name}={quote_commas(value)}" for name, value in result.options.items())
+        output.say(f"Formatting '{plan.filename}', fmt={plan.format} {options}")
+
+    output.quiet = plan.quiet
+    try:
+        await create(
+            plan.filename,
+            plan.format,
+            size=plan.size,
+            options=plan.pairs,
+            backing_file=plan.backing,
+            backing_format=plan.backing_format,
+            open_backing=not plan.unsafe,
+            gate=AllowAll(),
+            on_formatting=formatting,
+        )
+    except OSError as error:
+        text = f"{output.prog}: {plan.filename}: {printed(error)}"
+        # That one hint ends without a line of its own in the tool people know.
+        output.report(text if "\nDetected format of " in text else text + "\n")
+        return 1
+    return 0

@@ -1,0 +1,46 @@
+"""``--help`` and ``--version``, made from the table of commands."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from blockio.cli.img.commands import COMMANDS, MAIN_OPTIONS
+
+if TYPE_CHECKING:
+    from blockio.cli.img.getopt import Option
+    from blockio.cli.output import Output
+
+__all__ = ["print_help", "print_version"]
+
+
+def print_version(output: Output) -> None:
+    """One line with the tool's name and blockio's version."""
+    from importlib.metadata import version  # noqa: PLC0415  # slow, and nothing else needs it
+
+    output.out(f"{output.prog} version {version('blockio')} (blockio)\n")
+
+
+def print_help(output: Output) -> None:
+    """The version, all commands with their arguments, all options with what they mean, all formats."""
+    from blockio.driver.registry import driver_names  # noqa: PLC0415  # as above
+
+    print_version(output)
+    output.out(f"usage: {output.prog} [standard options] command [command options]\nDisk image utility\n\n")
+    for option in MAIN_OPTIONS:
+        names = ", ".join(f"'{name}'" for name in option.names)
+        output.out(f"    {names:<21}{option.help}\n")
+    output.out("\nCommand syntax:\n")
+    for name in sorted(COMMANDS):
+        output.out(f"  {name} {COMMANDS[name].usage}\n")
+    for name in sorted(COMMANDS):
+        output.out(f"\nOptions of {name}:\n")
+        for option in COMMANDS[name].options:
+            output.out(f"  {_synopsis(option):<30} {option.help}\n")
+    output.out("\nSizes are in bytes; the suffixes k, M, G, T, P and E multiply by powers of 1024.\n")
+    output.out("Cache modes: none, writeback, writethrough, directsync, unsafe.\n")
+    output.out(f"\nSupported formats: {' '.join(driver_names())}\n")
+
+
+def _synopsis(option: Option) -> str:
+    names = ", ".join(option.names)
+    return f"{names} {option.metavar}" if option.metavar else names

@@ -1,0 +1,188 @@
+"""``info``: what an image is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from blockio.cli.img.commands import COMMANDS
+from blockio.cli.img.getopt import CommandLine, UsageError
+from blockio.cli.img.objects import define_object
+from blockio.cli.img.tool import ImageChoice, json_mode
+from blockio.cli.output import human_size, json_pretty
+from blockio.img.describing import info, info_chain
+
+if TYPE_CHECKING:
+    from blockio.cli.output import Output
+    from blockio.img.opening import Image
+    from blockio.img.results import ImageInfo, Snapshot
+
+__all__ = ["execute", "prepare"]
+
+# The order in which qemu-img prints these members; readers of JSON do not mind, differences of texts do.
+_SPECIFIC_ORDER: Final = (
+    "compat",
+    "compression-type",
+    "lazy-refcounts",
+    "bitmaps",
+    "refcount-bits",
+    "data-file",
+    "encrypt",
+    "data-file-raw",
+    "corrupt",
+    "extended-l2",
+)
+
+
+class _Plan(NamedTuple):
+    image: Image
+    json: bool
+    chain: bool
+
+
+def prepare(args: list[str], output: Output) -> _Plan | None:
+    """Read the command line; None asks for help."""
+    choice = ImageChoice(output)
+    format: str | None = None
+    as_json = chain = False
+    line = CommandLine(COMMANDS["info"].options, "info", args)
+    ofmt = ""
+    for key, value in line:
+        if key == "help":
+            return None
+        if key == "format":
+            format = value
+        elif key == "force-share":
+            choice.force_share = True
+        elif key == "output":
+            ofmt = value
+        elif key == "backing-chain":
+            chain = True
+        elif key == "object":
+            define_object(value, output)
+        elif key == "image-opts":
+            choice.image_opts = True
+    if len(line.operands) != 1:
+        raise UsageError("Expecting one image file name")
+    if ofmt:
+        as_json = json_mode(output, ofmt)
+    return _Plan(choice.image(line.operands[0], format), as_json, chain)
+
+
+async def execute(plan: _Plan, output: Output) -> int:
+    """Describe the image, or the whole chain."""
+    images = await info_chain(plan.image) if plan.chain else [await info(plan.image)]
+    if plan.json:
+        members = [_members(image) for image in images]
+        output.out(json_pretty(members if plan.chain else members[0]) + "\n")
+    else:
+        output.out("\n".join(_text(image) for image in images))
+    return 0
+
+
+# -- JSON
+
+
+def _members(image: ImageInfo) -> dict[str, Any]:
+    members: dict[str, Any] = {
+        "backing-filename-format": image.backing_filename_format,
+        "snapshots": [_snapshot_members(snapshot) for snapshot in image.snapshots] or None,
+        "virtual-size": image.virtual_size,
+        "filename": image.filename,
+        "cluster-size": image.cluster_size,
+        "format": image.format,
+        "actual-size": image.actual_size,
+        "format-specific": _specific(image.format_specific),
+        "full-backing-filename": image.full_backing_filename,
+        "encrypted": image.encrypted or None,
+        "backing-filename": image.backing_filename,
+        "dirty-flag": image.dirty_flag,
+    }
+    return {name: value for name, value in members.items() if value is not None}
+
+
+def _snapshot_members(snapshot: Snapshot) -> dict[str, Any]:
+    members = {
+        "icount": snapshot.icount,
+        "vm-clock-nsec": snapshot.vm_clock_nsec % 10**9,
+        "name": snapshot.name,
+        "date-sec": snapshot.date_sec,
+        "date-nsec": snapshot.date_nsec,
+        "vm-clock-sec": snapshot.vm_clock_nsec // 10**9,
+        "id": snapshot.id,
+        "vm-state-size": snapshot.vm_state_size,
+    }
+    return {name: value for name, value in members.items() if value is not None}
+
+
+def _specific(specific: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if specific is None:
+        return None
+    data = specific["data"]
+    known = {name: data[name] for name in _SPECIFIC_ORDER if name in data}
+    return {"type": specific["type"], "data": known | {name: data[name] for name in data if name not in known}}
+
+
+# -- text
+
+
+def _text(image: ImageInfo) -> str:
+    lines = [
+        f"image: {image.filename}",
+        f"file format: {image.format}",
+        f"virtual size: {human_size(image.virtual_size)} ({image.virtual_size} bytes)",
+        f"disk size: {'unavailable' if image.actual_size is None else human_size(image.actual_size)}",
+    ]
+    if image.encrypted:
+        lines.append("encrypted: yes")
+    if image.cluster_size is not None:
+        lines.append(f"cluster_size: {image.cluster_size}")
+    if image.dirty_flag:
+        lines.append("cleanly shut down: no")
+    if image.backing_filename is not None:
+        where = ""
+        if image.full_backing_filename is None:
+            where = " (cannot determine actual path)"
+        elif image.full_backing_filename != image.backing_filename:
+            where = f" (actual path: {image.full_backing_filename})"
+        lines.append(f"backing file: {image.backing_filename}{where}")
+        if image.backing_filename_format is not None:
+            lines.append(f"backing file format: {image.backing_filename_format}")
+    if image.snapshots:
+        lines.append("Snapshot list:")
+        lines.append(f"{'ID':<9} {'TAG':<16} {'VM SIZE':>8}{'DATE':>20}{'VM CLOCK':>13}{'ICOUNT':>11}")
+        lines += [_snapshot_line(snapshot) for snapshot in image.snapshots]
+    specific = _specific(image.format_specific)
+    if specific is not None:
+        lines.append("Format specific information:")
+        lines += _indented(specific["data"], 1)
+    return "\n".join(lines) + "\n"
+
+
+def _snapshot_line(snapshot: Snapshot) -> str:
+    date = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(snapshot.date_sec))
+    seconds, nanoseconds = divmod(snapshot.vm_clock_nsec, 10**9)
+    hours, rest = divmod(seconds, 3600)
+    clock = f"{hours:02d}:{rest // 60:02d}:{rest % 60:02d}.{nanoseconds // 10**6:03d}"
+    icount = "" if snapshot.icount is None else str(snapshot.icount)
+    size = human_size(snapshot.vm_state_size)
+    return f"{snapshot.id:<9} {snapshot.name:<16} {size:>8}{date:>20}{clock:>13}{icount:>11}"
+
+
+def _indented(value: Mapping[str, Any] | list[Any], level: int) -> list[str]:
+    """A tree as lines; names have spaces where JSON has hyphens."""
+    pad = "    " * level
+    if isinstance(value, Mapping):
+        items = [(name.replace("-", " "), item) for name, item in value.items()]
+    else:
+        items = [(f"[{index}]", item) for index, item in enumerate(value)]
+    lines: list[str] = []
+    for name, item in items:
+        if isinstance(item, (Mapping, list, tuple)):
+            lines.append(f"{pad}{name}:")
+            lines += _indented(item if isinstance(item, Mapping) else list(item), level + 1)
+        else:
+            shown = ("true" if item else "false") if isinstance(item, bool) else str(item)
+            lines.append(f"{pad}{name}: {shown}")
+    return lines

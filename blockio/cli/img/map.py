@@ -1,0 +1,97 @@
+"""``map``: where the bytes of a disk are."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from typing import TYPE_CHECKING, NamedTuple
+
+from blockio.cli.img.commands import COMMANDS
+from blockio.cli.img.getopt import CommandLine, UsageError
+from blockio.cli.img.objects import define_object
+from blockio.cli.img.tool import ImageChoice, fail, json_mode, read_size
+from blockio.img.mapping import map_image
+
+if TYPE_CHECKING:
+    from blockio.cli.output import Output
+    from blockio.img.opening import Image
+    from blockio.img.results import MapEntry
+
+__all__ = ["execute", "prepare"]
+
+
+class _Plan(NamedTuple):
+    image: Image
+    json: bool
+    start: int
+    length: int | None
+
+
+def prepare(args: list[str], output: Output) -> _Plan | None:
+    """Read the command line; None asks for help."""
+    choice = ImageChoice(output)
+    format: str | None = None
+    as_json = False
+    ofmt = ""
+    start, length = 0, None
+    line = CommandLine(COMMANDS["map"].options, "map", args)
+    for key, value in line:
+        if key == "help":
+            return None
+        if key == "format":
+            format = value
+        elif key == "force-share":
+            choice.force_share = True
+        elif key == "output":
+            ofmt = value
+        elif key == "start":
+            start = read_size(output, "start offset", value)
+        elif key == "length":
+            length = read_size(output, "max length", value)
+        elif key == "object":
+            define_object(value, output)
+        elif key == "image-opts":
+            choice.image_opts = True
+    if len(line.operands) != 1:
+        raise UsageError("Expecting one image file name")
+    if ofmt:
+        as_json = json_mode(output, ofmt)
+    return _Plan(choice.image(line.operands[0], format), as_json, start, length)
+
+
+async def execute(plan: _Plan, output: Output) -> int:
+    """Print one line for each run."""
+    separator = "["
+    async with aclosing(map_image(plan.image, start=plan.start, length=plan.length)) as entries:
+        if not plan.json:
+            output.out(f"{'Offset':<16}{'Length':<16}{'Mapped to':<16}File\n")
+        async for entry in entries:
+            if plan.json:
+                output.out(separator + _member(entry))
+                separator = ",\n"
+            elif entry.data:
+                _print_row(entry, output)
+        if plan.json:
+            output.out("]\n")
+    return 0
+
+
+def _member(entry: MapEntry) -> str:
+    # Spelled out, because scripts have been seen to match these lines.
+    present, zero, data = (str(flag).lower() for flag in (entry.present, entry.zero, entry.data))
+    text = (
+        f'{{ "start": {entry.start}, "length": {entry.length}, "depth": {entry.depth}, "present": {present}, '
+        f'"zero": {zero}, "data": {data}'
+    )
+    return text + ("}" if entry.offset is None else f', "offset": {entry.offset}}}')
+
+
+def _print_row(entry: MapEntry, output: Output) -> None:
+    if entry.offset is None:
+        fail(output, "File contains external, encrypted or compressed clusters.")
+    if not entry.zero:
+        numbers = "".join(f"{_hex(number):<16}" for number in (entry.start, entry.length, entry.offset))
+        output.out(f"{numbers}{entry.filename or ''}\n")
+
+
+def _hex(number: int) -> str:
+    return f"{number:#x}" if number else "0"

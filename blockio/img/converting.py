@@ -1,0 +1,291 @@
+"""``convert``: the content of one disk, or of several in a row, as another image.
+
+A target that is a new file is written under a name of its own beside the final one (``.NAME.XXXXXXXX.part``) and gets
+its name when it is whole: who sees the name sees all of it. What is there already is written in place, as it may be a
+device or have links to it; when that fails half-way, a regular file is removed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from blockio.driver.registry import find_protocol
+from blockio.errors import BlockError, OptionError, OutOfRange, UnsupportedFeature
+from blockio.img.copying import Copier, Source
+from blockio.img.creating import CreatePlan, option_pairs, plan_create
+from blockio.img.opening import Image, ImageLike, image_of, opened, sectors_up
+from blockio.img.progress import Meter
+from blockio.img.results import ConvertResult, Observer
+from blockio.types import OpenFlags
+
+if TYPE_CHECKING:
+    from blockio.backend import BlockBackend
+    from blockio.driver.gate import OpenGate
+    from blockio.img.limiting import RateLimit
+    from blockio.types import Limits
+
+__all__ = ["MAX_SPARSE", "MAX_WORKERS", "convert"]
+
+MAX_WORKERS: Final = 16
+MAX_SPARSE: Final = 16 << 20
+
+
+async def convert(
+    sources: ImageLike | Sequence[ImageLike],
+    target: ImageLike,
+    format: str = "raw",
+    *,
+    options: Mapping[str, Any] | Iterable[tuple[str, str]] = (),
+    backing_file: str | None = None,
+    backing_format: str | None = None,
+    create: bool = True,
+    target_is_zero: bool = False,
+    sparse: int = 4096,
+    workers: int = 8,
+    in_order: bool = True,
+    copy_offload: bool = False,
+    compress: bool = False,
+    salvage: bool = False,
+    bitmaps: bool = False,
+    snapshot: str | None = None,
+    limit: RateLimit | None = None,
+    gate: OpenGate | None = None,
+    trust: Limits | None = None,
+    observer: Observer | None = None,
+    on_warning: Callable[[str], object] | None = None,
+) -> ConvertResult:
+    """Copy *sources*, one after the other, onto *target*, a new image of *format* with *options*.
+
+    *create* False: *target* exists, is at least as long, and is written in place (*target_is_zero*: it reads as
+    zeroes). With *backing_file* the new image only gets what the source's top image holds itself. *sparse*: runs of that
+    many zeroes take no space if possible; 0 writes everything. *workers* requests are under way at once; *in_order* False
+    lets their writes begin in any order. *copy_offload* asks the storage to copy. *salvage*: what cannot be read becomes
+    zeroes. *limit* slows it down, and may be changed meanwhile. The target is cached ``unsafe`` unless it is an ``Image``
+    that says otherwise: flush it yourself where a power failure matters.
+
+    Raises BlockError; ``error while reading at byte N: …`` or ``writing`` for I/O on the way; UnsupportedFeature for
+    *compress*, *snapshot*, and *bitmaps* of a source that has some. A failed or cancelled conversion leaves no half-written
+    file behind.
+    """
+    inputs = [image_of(source) for source in ([sources] if isinstance(sources, (str, Image)) else sources)]
+    if not inputs:
+        raise ValueError("nothing to convert")
+    if not 1 <= workers <= MAX_WORKERS:
+        raise ValueError(f"{workers} workers: 1 to {MAX_WORKERS} can be")
+    if sparse % 512 or not 0 <= sparse <= MAX_SPARSE:
+        raise ValueError(f"zeroes cannot be looked for in runs of {sparse} bytes")
+    output = (
+        target
+        if isinstance(target, Image)
+        else Image(filename=target, format=format, cache="unsafe", gate=gate, trust=trust)
+    )
+    async with AsyncExitStack() as stack:
+        disks: list[Source] = []
+        start = 0
+        for image in inputs:
+            disks.append(Source(await stack.enter_async_context(opened(image, OpenFlags(read_only=True))), start))
+            start += disks[-1].size
+        if snapshot is not None:
+            _refuse_snapshot(disks)
+        plan: CreatePlan | None = None
+        if create:
+            plan = _plan(output, format, option_pairs(options), start, backing_file, backing_format)
+            backing_file = plan.get("backing_file")
+        if len(disks) > 1 and backing_file is not None:
+            raise OptionError(
+                "Having a backing file for the target makes no sense when concatenating multiple input images"
+            )
+        if plan is not None and backing_file is not None and plan.get("backing_fmt") is None:
+            raise OptionError("Use of backing file requires explicit backing format")
+        _refuse_unsupported(format, inputs, disks, compress=compress, bitmaps=bitmaps)
+        place = _Place(output, plan, trust)
+        await stack.enter_async_context(place)
+        blk = await stack.enter_async_context(
+            opened(place.image if plan is None else msgspec.structs.replace(place.image, format=format), _flags(sparse))
+        )
+        if plan is None and sectors_up(blk.getlength()) < start:
+            raise OutOfRange("output file is smaller than input file")
+        meter = Meter(observer, start)
+        copier = Copier(
+            disks,
+            blk,
+            meter,
+            workers=workers,
+            in_order=in_order,
+            sparse=sparse,
+            granularity=await _granularity(blk),
+            zero_init=target_is_zero or (plan is not None and bool(sparse) and _reads_zero(blk, backing_file)),
+            backing_length=None if backing_file is None else _backing_length(blk),
+            copy_offload=copy_offload,
+            salvage=salvage,
+            limit=limit,
+            on_warning=on_warning,
+        )
+        await copier.run()
+    place.settle()
+    meter.finish()
+    return ConvertResult(
+        output.name, None if output.options else format, start, copier.copied, copier.zeroed, copier.salvaged
+    )
+
+
+def _plan(
+    output: Image,
+    format: str,
+    pairs: list[tuple[str, str]],
+    size: int,
+    backing_file: str | None,
+    backing_format: str | None,
+) -> CreatePlan:
+    if output.filename is None:
+        raise ValueError("a new image needs a file name")
+    plan = plan_create(output.filename, format, pairs)
+    plan.set("size", size)
+    if backing_file is not None:
+        plan.set("backing_file", backing_file, f"Backing file not supported for file format '{format}'")
+    if backing_format is not None:
+        plan.set("backing_fmt", backing_format, f"Backing format not supported for file format '{format}'")
+    return plan
+
+
+def _refuse_snapshot(disks: list[Source]) -> None:
+    """Reading an internal snapshot needs a driver that can show it."""
+    if len(disks) > 1:
+        raise OptionError("No support for concatenating multiple snapshot")
+    driver = disks[0].node.driver
+    specific = None if driver is None else driver.specific_info()
+    if specific is not None and driver is not None and driver.name == "qcow2" and not specific["data"].get("snapshots"):
+        raise OptionError("Failed to load snapshot: Can't find snapshot")
+    name = "" if driver is None else driver.name
+    raise UnsupportedFeature(
+        f"Failed to load snapshot: Block format '{name}' used by device '' does not support temporarily loading "
+        "internal snapshots"
+    )
+
+
+def _refuse_unsupported(
+    format: str, inputs: list[Image], disks: list[Source], *, compress: bool, bitmaps: bool
+) -> None:
+    """What cannot be done yet is refused before anything is written."""
+    if compress:
+        raise UnsupportedFeature("Compression not supported for this file format")
+    if not bitmaps:
+        return
+    if format != "qcow2":
+        raise UnsupportedFeature(f"Format driver '{format}' does not support bitmaps")
+    for image, disk in zip(inputs, disks, strict=True):
+        specific = None if disk.node.driver is None else disk.node.driver.specific_info()
+        if specific is not None and specific["data"].get("bitmaps"):
+            raise UnsupportedFeature(f"Copying the bitmaps of '{image.name}' is not supported yet")
+
+
+def _flags(sparse: int) -> OpenFlags:
+    return OpenFlags(unmap=bool(sparse))
+
+
+async def _granularity(blk: BlockBackend) -> int:
+    """Below which size leaving zeroes out saves nothing: the target's clusters, where a chunk holds some."""
+    size = (await blk.co_get_info()).cluster_size
+    return size if size <= 1 << 20 else 0
+
+
+def _reads_zero(blk: BlockBackend, backing_file: str | None) -> bool:
+    node = blk.bs
+    assert node is not None
+    return backing_file is None and node.driver is not None and node.driver.has_zero_init()
+
+
+def _backing_length(blk: BlockBackend) -> int:
+    node = blk.bs
+    assert node is not None
+    edge = node.backing
+    return -1 if edge is None else sectors_up(edge.node.length)
+
+
+class _Place:
+    """Where the target is written, and what becomes of it.
+
+    Entered: a new target has been created, under ``image``'s name. Left by an error: what was begun is removed.
+    Otherwise ``settle`` gives it its final name, once it is closed.
+    """
+
+    def __init__(self, output: Image, plan: CreatePlan | None, trust: Limits | None) -> None:
+        self.image = output
+        self._output = output
+        self._plan = plan
+        self._trust = trust
+        self._path: str | None = None
+        """The target as it is named, where it is a path."""
+        self._final: str | None = None
+        """Where a regular file is in the end; None for everything else."""
+        self._beside: str | None = None
+        """Where it is meanwhile, if elsewhere."""
+        self._ours = False
+        """The regular file there is what we have made of it."""
+
+    async def __aenter__(self) -> _Place:
+        plan = self._plan
+        if plan is None:
+            return self
+        self._choose_name(plan)
+        try:
+            await plan.write(trust=self._trust, onto=self._beside)
+        except BlockError as error:
+            what = f"{self._output.name}: error while converting {plan.driver.name}: "
+            raise self._by_final_name(error).prefixed(what) from error
+        self._ours = self._final is not None
+        return self
+
+    def _choose_name(self, plan: CreatePlan) -> None:
+        self._path = path = _plain_path(plan)
+        if path is None:
+            return
+        final = os.path.realpath(path)
+        if not os.path.lexists(final):
+            self._final, self._beside = final, _temporary_name(final)
+            self.image = msgspec.structs.replace(self._output, filename=self._beside, label=self._output.name)
+        elif os.path.isfile(final):
+            self._final = final
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _traceback: object
+    ) -> None:
+        if kind is None:
+            return
+        leftover = self._beside or self._final
+        if leftover is not None and self._ours:
+            with suppress(OSError):
+                os.unlink(leftover)
+        if self._beside is not None and isinstance(error, BlockError) and self._beside in error.message:
+            raise self._by_final_name(error) from error
+
+    def settle(self) -> None:
+        """The target is whole and closed: let it be seen under its name."""
+        if self._beside is not None and self._final is not None:
+            os.rename(self._beside, self._final)
+
+    def _by_final_name(self, error: BlockError) -> BlockError:
+        """*error* as if the file had had its final name all the time."""
+        if self._beside is None or self._path is None:
+            return error
+        message = error.message.replace(self._beside, self._path)
+        return type(error)(message, error.errno, hint=error.hint.replace(self._beside, self._path))
+
+
+def _plain_path(plan: CreatePlan) -> str | None:
+    """The path of a target that is a plain file, or None."""
+    if find_protocol(plan.filename).name != "file":
+        return None
+    path = plan.protocol.parse_filename(plan.filename).get("filename")
+    return path if isinstance(path, str) else None
+
+
+def _temporary_name(final: str) -> str:
+    folder, name = os.path.split(final)
+    # Short enough for every file system; random, so that two conversions to one name do not meet.
+    return os.path.join(folder, f".{name[:200]}.{os.urandom(4).hex()}.part")

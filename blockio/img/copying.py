@@ -1,0 +1,330 @@
+"""Moving the content of disks onto another: the work inside ``convert``.
+
+A *scout* walks the sources and says what lies where; a few *workers* take what it found, read it, look for zeroes in
+it and write what is left. The scout runs ahead as far as its queue lets it, so that questions to the metadata cost no
+time of the copying. Memory is one buffer a worker.
+
+In order (the default) means: writes begin in the order of their offsets, so that a target that grows as it is written
+is laid out from front to back; they still overlap.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import itertools
+from collections.abc import AsyncIterator, Callable
+from enum import Enum
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from blockio.buffers import aligned_buffer, is_zero
+from blockio.errors import BlockError
+from blockio.img.opening import SECTOR, sectors_up
+from blockio.io.status import block_status_above
+from blockio.types import RequestFlags, StatusFlags
+
+if TYPE_CHECKING:
+    from blockio.backend import BlockBackend
+    from blockio.img.limiting import RateLimit
+    from blockio.img.progress import Meter
+
+__all__ = ["CHUNK", "Copier", "Source"]
+
+CHUNK: Final = 2 << 20
+"""How much one worker moves at a time."""
+
+_LONGEST: Final = 1 << 30
+_QUEUE: Final = 4096
+
+_DATA: Final = int(StatusFlags.DATA)
+_ZERO: Final = int(StatusFlags.ZERO)
+
+
+class Source:
+    """One of the disks that are copied from, at ``start`` of the target."""
+
+    def __init__(self, blk: BlockBackend, start: int) -> None:
+        self.blk = blk
+        self.start = start
+        node = blk.bs
+        assert node is not None
+        self.node = node
+        self.exact = node.length
+        self.size = sectors_up(self.exact)
+
+    @property
+    def backing(self) -> object:
+        """The node below the image itself, or None."""
+        edge = self.node.backing
+        return None if edge is None else edge.node
+
+
+class _Kind(Enum):
+    COPY = "copy"
+    ZERO = "zero"
+
+
+class _Piece(NamedTuple):
+    kind: _Kind
+    source: Source
+    offset: int
+    """In the target."""
+    nbytes: int
+
+
+class Copier:
+    """One run over all sources.
+
+    ``sparse`` is the length of a run of zeroes that is worth leaving out, 0 to write everything; ``zero_init``: the
+    target reads as zeroes already; ``backing_length``: the target has a backing file that long (-1: of unknown length),
+    so only what the source's top image holds itself is copied, and what it leaves to its own backing file is left out;
+    None: it has none.
+
+    Invariant: workers write disjoint ranges; ``_next_write`` is the number of the piece whose write may begin.
+    """
+
+    def __init__(
+        self,
+        sources: list[Source],
+        target: BlockBackend,
+        meter: Meter,
+        *,
+        workers: int = 8,
+        in_order: bool = True,
+        sparse: int = 4096,
+        granularity: int = 0,
+        zero_init: bool = False,
+        backing_length: int | None = None,
+        copy_offload: bool = False,
+        salvage: bool = False,
+        limit: RateLimit | None = None,
+        on_warning: Callable[[str], object] | None = None,
+    ) -> None:
+        self._sources = sources
+        self._target = target
+        self._meter = meter
+        self._workers = workers
+        self._in_order = in_order
+        self._sparse = sparse
+        self._step = max(sparse, granularity)
+        self._zero_init = zero_init
+        self._backing_length = backing_length
+        self._offload = copy_offload
+        self._salvage = salvage
+        self._limit = limit
+        self._on_warning = on_warning
+        self._queue: asyncio.Queue[_Piece | None] = asyncio.Queue(_QUEUE)
+        self._taken = 0
+        self._next_write = 0
+        self._turns: dict[int, asyncio.Future[None]] = {}
+        self.copied = 0
+        self.zeroed = 0
+        self.salvaged = 0
+
+    async def run(self) -> None:
+        """Copy everything. The first error ends it: BlockError that says where, or whatever was raised.
+
+        When this returns, raises or is cancelled, no request of it is under way any more.
+        """
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._scout())
+                for _ in range(self._workers):
+                    group.create_task(self._work())
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+
+    # -- what lies where
+
+    async def _scout(self) -> None:
+        async for piece in self._pieces():
+            await self._queue.put(piece)
+        for _ in range(self._workers):
+            await self._queue.put(None)
+
+    async def _pieces(self) -> AsyncIterator[_Piece]:
+        for source in self._sources:
+            at, end = source.start, source.start + source.size
+            while at < end:
+                kind, nbytes = await self._ask(source, at, min(_LONGEST, end - at))
+                if kind is None:
+                    self._meter.forgo(nbytes)
+                elif kind is _Kind.ZERO and self._sparse:
+                    self._meter.forgo(nbytes)
+                    self.zeroed += nbytes
+                    if not self._zero_init:
+                        yield _Piece(kind, source, at, nbytes)
+                else:
+                    for start in _chunks(at, nbytes):
+                        yield _Piece(kind, source, start, min(CHUNK - start % CHUNK, at + nbytes - start))
+                at += nbytes
+
+    async def _ask(self, source: Source, at: int, nbytes: int) -> tuple[_Kind | None, int]:
+        """What is to be done with the first bytes at *at* (None: nothing), and for how many that holds."""
+        past_backing = False
+        if self._backing_length is not None and self._backing_length >= 0:
+            past_backing = at >= self._backing_length
+            if not past_backing:
+                nbytes = min(nbytes, self._backing_length - at)
+        inside = source.exact - (at - source.start)
+        if inside <= 0:
+            return _Kind.ZERO, nbytes
+        base = None if self._backing_length is None else source.backing
+        try:
+            status = await block_status_above(source.node, base, at - source.start, nbytes)  # type: ignore[arg-type]  # backing is a node
+        except BlockError as error:
+            if self._salvage:
+                return _Kind.COPY, min(nbytes, SECTOR)
+            raise _at(error, f"error while reading block status at offset {at - source.start}") from error
+        length = nbytes if status.length >= inside else status.length
+        flags = int(status.flags)
+        if flags & _ZERO:
+            return (None if past_backing else _Kind.ZERO), length
+        if flags & _DATA or self._backing_length is None:
+            return _Kind.COPY, length
+        return None, length
+
+    # -- the work
+
+    async def _work(self) -> None:
+        buffer = aligned_buffer(CHUNK)
+        while True:
+            piece = await self._queue.get()
+            if piece is None:
+                return
+            number = self._taken
+            self._taken += 1
+            if self._limit is not None:
+                await self._limit.take(piece.nbytes)
+            if piece.kind is _Kind.ZERO and self._sparse:
+                await self._turn(number)
+                self._pass_on(number)
+                await self._write_zeroes(piece.offset, piece.nbytes)
+                continue
+            if not await self._copied_inside(number, piece):
+                view = buffer[: piece.nbytes]
+                if piece.kind is _Kind.ZERO:
+                    view[:] = bytes(piece.nbytes)
+                else:
+                    await self._read(piece, view)
+                await self._turn(number)
+                await self._write(number, piece.offset, view)
+            self.copied += piece.nbytes
+            self._meter.advance(piece.nbytes)
+
+    async def _copied_inside(self, number: int, piece: _Piece) -> bool:
+        """Whether the storage copied *piece* by itself. Once it cannot, it is not asked again."""
+        if not self._offload or piece.kind is _Kind.ZERO:
+            return False
+        source, target = piece.source.blk.root, self._target.root
+        assert source is not None
+        assert target is not None
+        await self._turn(number)
+        try:
+            await source.co_copy_range_to(piece.offset - piece.source.start, target, piece.offset, piece.nbytes)
+        except BlockError:
+            # Reading and writing will say what is wrong, if anything is.
+            self._offload = False
+            return False
+        self._pass_on(number)
+        return True
+
+    async def _read(self, piece: _Piece, view: memoryview) -> None:
+        source, offset = piece.source, piece.offset - piece.source.start
+        inside = max(0, min(piece.nbytes, source.exact - offset))
+        if inside < piece.nbytes:
+            view[inside:] = bytes(piece.nbytes - inside)
+        try:
+            if inside:
+                await source.blk.co_preadv(offset, view[:inside])
+        except BlockError as error:
+            if not self._salvage:
+                raise _at(error, f"error while reading at byte {offset}") from error
+            await self._rescue(source, offset, view[:inside])
+
+    async def _rescue(self, source: Source, offset: int, view: memoryview) -> None:
+        """Read sector by sector; what cannot be read becomes zeroes."""
+        for at in range(0, view.nbytes, SECTOR):
+            part = view[at : at + SECTOR]
+            try:
+                await source.blk.co_preadv(offset + at, part)
+            except BlockError as error:
+                part[:] = bytes(part.nbytes)
+                self.salvaged += part.nbytes
+                if self._on_warning is not None:
+                    self._on_warning(f"error while reading offset {offset + at}: {_reason(error)}")
+
+    async def _write(self, number: int, offset: int, view: memoryview) -> None:
+        """Write the data of *view*, and zeroes where the target needs them; the last write begun ends our turn."""
+        runs = _runs(view, offset, self._step) if self._sparse else [(0, view.nbytes, True)]
+        todo = [run for run in runs if run[2] or not self._zero_init]
+        for start, stop, data in runs:
+            if not data:
+                self.zeroed += stop - start
+        if not todo:
+            self._pass_on(number)
+        for index, (start, stop, data) in enumerate(todo):
+            if index == len(todo) - 1:
+                self._pass_on(number)
+            if data:
+                try:
+                    await self._target.co_pwritev(offset + start, view[start:stop])
+                except BlockError as error:
+                    raise _at(error, f"error while writing at byte {offset + start}") from error
+            else:
+                await self._write_zeroes(offset + start, stop - start)
+
+    async def _write_zeroes(self, offset: int, nbytes: int) -> None:
+        try:
+            await self._target.co_pwrite_zeroes(offset, nbytes, RequestFlags.MAY_UNMAP)
+        except BlockError as error:
+            raise _at(error, f"error while writing at byte {offset}") from error
+
+    # -- taking turns
+
+    async def _turn(self, number: int) -> None:
+        """Until the writes of all earlier pieces have begun."""
+        if self._in_order and self._next_write != number:
+            turn = self._turns[number] = asyncio.get_running_loop().create_future()
+            await turn
+
+    def _pass_on(self, number: int) -> None:
+        """Our last write is about to begin. The next one's first step comes after it: the loop is fair."""
+        if not self._in_order:
+            return
+        self._next_write = number + 1
+        turn = self._turns.pop(number + 1, None)
+        if turn is not None and not turn.done():
+            turn.set_result(None)
+
+
+def _chunks(offset: int, nbytes: int) -> range | list[int]:
+    """Where the pieces of a run begin: at its start, then at multiples of ``CHUNK``, so that they share no cluster."""
+    first = (offset // CHUNK + 1) * CHUNK
+    return [offset, *range(first, offset + nbytes, CHUNK)]
+
+
+def _runs(view: memoryview, offset: int, step: int) -> list[tuple[int, int, bool]]:
+    """*view* as (start, stop, is data), cut at multiples of *step* of the disk."""
+    nbytes = view.nbytes
+    first = -offset % step
+    cuts = [0, *range(first or step, nbytes, step), nbytes] if nbytes > first else [0, nbytes]
+    runs: list[tuple[int, int, bool]] = []
+    start, data = 0, not is_zero(view[: cuts[1]])
+    for low, high in itertools.pairwise(cuts[1:]):
+        here = not is_zero(view[low:high])
+        if here is not data:
+            runs.append((start, low, data))
+            start, data = low, here
+    runs.append((start, nbytes, data))
+    return runs
+
+
+def _reason(error: BlockError) -> str:
+    import os  # noqa: PLC0415  # only failures need it
+
+    return os.strerror(error.errno or errno.EIO)
+
+
+def _at(error: BlockError, where: str) -> BlockError:
+    return BlockError(f"{where}: {_reason(error)}", error.errno)

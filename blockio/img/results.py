@@ -1,0 +1,170 @@
+"""What the image commands answer and tell on the way: frozen values, sizes and offsets in bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import msgspec
+
+from blockio.driver.base import CheckResult
+
+__all__ = [
+    "CheckReport",
+    "Comparison",
+    "ConvertResult",
+    "CreateResult",
+    "Difference",
+    "ImageInfo",
+    "MapEntry",
+    "Observer",
+    "Progress",
+    "ResizeResult",
+    "Snapshot",
+]
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """How far a long operation is. ``total`` may shrink while the operation finds out that less is to be done."""
+
+    done: int
+    total: int
+    rate: float = 0.0
+    """Bytes per second since the beginning."""
+    remaining: float | None = None
+    """Seconds to the end at that rate; None while nobody can say."""
+
+    @property
+    def fraction(self) -> float:
+        """0.0 to 1.0."""
+        return 1.0 if self.done >= self.total else self.done / self.total
+
+
+Observer: TypeAlias = Callable[[Progress], object]
+"""Called in the operation's loop, often; must not block. What it raises ends the operation."""
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """An internal snapshot, as the image describes it."""
+
+    id: str
+    name: str
+    vm_state_size: int = 0
+    date_sec: int = 0
+    date_nsec: int = 0
+    vm_clock_nsec: int = 0
+    icount: int | None = None
+
+
+class ImageInfo(msgspec.Struct, frozen=True):
+    """One image of a chain. What is None the image or its storage does not have or say."""
+
+    filename: str
+    format: str
+    virtual_size: int
+    """The disk's length, in whole sectors of 512 bytes."""
+    actual_size: int | None = None
+    """What it takes of its storage."""
+    cluster_size: int | None = None
+    dirty_flag: bool | None = None
+    encrypted: bool = False
+    compressed: bool = False
+    snapshots: tuple[Snapshot, ...] = ()
+    backing_filename: str | None = None
+    """As the image holds it."""
+    full_backing_filename: str | None = None
+    """Seen from the image's folder."""
+    backing_filename_format: str | None = None
+    format_specific: dict[str, Any] | None = None
+    """``{"type": …, "data": {…}}`` in QEMU's words."""
+
+
+class CreateResult(msgspec.Struct, frozen=True):
+    """A new image: its name, format and all options that were given or have a default, as text."""
+
+    filename: str
+    format: str
+    size: int
+    options: dict[str, str]
+
+
+class CheckReport(msgspec.Struct, frozen=True):
+    """The outcome of a check, after repair where one was asked for."""
+
+    filename: str
+    format: str
+    result: CheckResult
+    """Counts of the last pass; what was mended is in ``corruptions_fixed`` and ``leaks_fixed``."""
+    messages: tuple[str, ...] = ()
+    """The lines of all passes, where no listener took them."""
+
+    @property
+    def clean(self) -> bool:
+        """No corruption, no leak, and the check itself went through."""
+        return not (self.result.corruptions or self.result.leaks or self.result.check_errors)
+
+
+class Difference(msgspec.Struct, frozen=True):
+    """Where two images stop being the same."""
+
+    kind: str
+    """``content``, ``status`` (strict: one is allocated, the other not) or ``size`` (strict)."""
+    offset: int = 0
+
+
+class Comparison(msgspec.Struct, frozen=True):
+    """The outcome of a comparison."""
+
+    difference: Difference | None
+    sizes: tuple[int, int]
+
+    @property
+    def identical(self) -> bool:
+        """The guest sees the same, zeroes past the end of the shorter one aside."""
+        return self.difference is None
+
+    @property
+    def same_size(self) -> bool:
+        """Both disks are equally long."""
+        return self.sizes[0] == self.sizes[1]
+
+
+class MapEntry(msgspec.Struct, frozen=True):
+    """A run of guest bytes of one kind."""
+
+    start: int
+    length: int
+    depth: int
+    """0 for the image itself, 1 for its backing file …"""
+    present: bool
+    """The layer at ``depth`` says what is here; False: none does."""
+    zero: bool
+    """Reads as zeroes."""
+    data: bool
+    """Bytes are stored for it."""
+    compressed: bool = False
+    offset: int | None = None
+    """Where in ``filename``, if it is in one place."""
+    filename: str | None = None
+
+
+class ConvertResult(msgspec.Struct, frozen=True):
+    """A finished conversion."""
+
+    filename: str
+    format: str | None
+    """None where the target was opened by options of its own."""
+    size: int
+    copied: int
+    """Bytes of data that were read."""
+    zeroed: int
+    """Bytes of the disk that read as zeroes in the source or turned out to, and that take no space if possible."""
+    salvaged: int = 0
+    """Bytes that could not be read and were made zero (``salvage``)."""
+
+
+class ResizeResult(msgspec.Struct, frozen=True):
+    """A disk's length before and after."""
+
+    old_size: int
+    new_size: int
