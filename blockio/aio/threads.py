@@ -70,9 +70,12 @@ class WorkerPool:
         self._active = 0
 
     def close(self) -> None:
-        """Let the threads go once they have done what is queued. Does not wait for them."""
+        """Let the threads go. Idle ones leave at once and are seen off; busy ones leave when their job is done."""
         for _ in self._threads:
             self._queue.put(None)
+        if not self._active:
+            for thread in self._threads:
+                thread.join()
         self._threads.clear()
 
     # -- running a call
