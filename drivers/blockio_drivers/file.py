@@ -95,6 +95,7 @@ class FileDriver(ProtocolDriver):
     name: ClassVar[str] = "file"
     protocols: ClassVar[tuple[str, ...]] = ("file",)
     Options = FileOptions
+    strong_options: ClassVar[frozenset[str] | None] = frozenset()
     CreateOptions: ClassVar[type[msgspec.Struct] | None] = FileCreateOptions
     capabilities = Capabilities(
         write_zeroes=Capability.NATIVE,

@@ -44,6 +44,7 @@ class NullCoDriver(ProtocolDriver):
     name = "null-co"
     protocols = ("null-co",)
     Options = NullOptions
+    strong_options = frozenset(("size", "read-zeroes"))
 
     always_later = False
     """Whether even a request without latency waits for the loop's next turn."""

@@ -78,6 +78,7 @@ class Qcow2Driver(FormatDriver):
 
     name = "qcow2"
     Options = Qcow2Options
+    strong_options = frozenset()
     CreateOptions = Qcow2CreateOptions
     capabilities = Capabilities(
         write_zeroes=Capability.NATIVE,
