@@ -98,7 +98,7 @@ def block_reserved(image: Craft) -> object:
 
 
 def block_far_away(image: Craft) -> object:
-    return image.put_entry(image.header.refcount_table_offset + 8, 1 << 40)
+    return image.put_entry(image.header.refcount_table_offset + 8, 1 << 24)
 
 
 def block_shared(image: Craft) -> object:

@@ -149,12 +149,18 @@ class Checker:
         """Header and tables, but neither L2 tables nor refcount blocks: what a repair must not write L2 tables over."""
         self.fix_misaligned_zero: Callable[[int, int, int], None] | None = None
         """Told (L2 table, index, weight) of zero clusters with a crooked reserve, which ``repair`` will mend."""
-        self.verb = "ERROR"
+        self.mending = False
+        """A repair of everything stands behind: some things are said to be mended, not to be errors."""
         self._with_refcount_structure = with_refcount_structure
         self._turn = 0
         self._unreadable: set[int] = set()
 
     # -- small things
+
+    @property
+    def verb(self) -> str:
+        """How a line about something a repair mends begins."""
+        return "Repairing" if self.mending else "ERROR"
 
     async def read(self, offset: int, nbytes: int) -> bytearray:
         """*nbytes* from *offset*; past the file's end they are zeroes."""
@@ -369,11 +375,11 @@ class Checker:
             if offset & geometry.cluster_mask or offset >= _INT64_MAX - geometry.cluster_size:
                 self._unreadable.add(index)
             elif offset and offset < self.file_length:
-                low = self.codec.low_bytes(await self.read(offset, geometry.cluster_size))
                 start = index * per_block
                 room = min(per_block, len(self.stored) - start)
+                low = self.codec.low_bytes(await self.read(offset, -(-room * self.codec.bits // 8)))
                 self.stored[start : start + room] = low[:room]
-                await self.breathe(per_block >> 3)
+                await self.breathe(room >> 3)
 
     async def _count_refcount_structure(self) -> None:
         header, geometry = self.header, self.geometry
@@ -391,7 +397,7 @@ class Checker:
                 self.rebuild = True
             elif cluster >= self.clusters:
                 self.error(f"{self.verb} refcount block {index} is outside image")
-                self.rebuild = True
+                self.rebuild = self.rebuild or self.mending
             else:
                 self.add_region(offset, geometry.cluster_size)
                 if (count := self.references.get(cluster)) != 1:

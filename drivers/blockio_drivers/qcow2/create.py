@@ -189,7 +189,8 @@ def _refcount_blocks(layout: Layout) -> Iterator[tuple[int, bytes]]:
     """A refcount of 1 for every cluster of the file."""
     geometry = layout.geometry
     codec = RefcountCodec.of(geometry.refcount_order)
-    full = codec.encode(array("B", b"\1") * geometry.refcount_block_entries)
+    # Eight refcounts fill whole bytes whatever their width.
+    full = codec.encode(array("B", b"\1" * 8)) * (geometry.refcount_block_entries // 8)
     offset = layout.first_refcount_block << geometry.cluster_bits
     whole, rest = divmod(layout.total_clusters, geometry.refcount_block_entries)
     at_once = max(1, _CHUNK // geometry.cluster_size)

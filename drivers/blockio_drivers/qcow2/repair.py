@@ -82,18 +82,20 @@ class _Repair:
         checker = self._checker()
         crooked: list[tuple[int, int, int]] = []
         if self.all:
-            checker.verb = "Repairing"
+            checker.mending = True
             checker.fix_misaligned_zero = lambda table, index, weight: crooked.append((table, index, weight))
         await checker.count()
         self.result = checker.result
         await self._straighten(checker, crooked)
         before = replace(self.result)
         await checker.compare()
-        if checker.rebuild and self.fix is not CheckFix.NONE:
+        if self.fix is CheckFix.NONE:
+            pass
+        elif checker.rebuild:
             if not self.all:
                 self.report(_NEED_REBUILD)
                 raise BlockError(_NEED_REBUILD, errno.EIO)
-            checker = await self._rebuild(checker)
+            checker = await self._rebuild(checker, before.check_errors)
         elif self.result.corruptions != before.corruptions or self.result.leaks != before.leaks:
             self.result.corruptions, self.result.leaks = before.corruptions, before.leaks
             await self._adjust(checker)
@@ -238,7 +240,7 @@ class _Repair:
 
     # -- the refcount structure anew
 
-    async def _rebuild(self, broken: Checker) -> Checker:
+    async def _rebuild(self, broken: Checker, check_errors: int) -> Checker:
         """Build the refcounts anew, turn the header to them, and check again; the answer is the new check."""
         self.report("Rebuilding refcount structure")
         old = self.result
@@ -261,7 +263,8 @@ class _Repair:
         if after.rebuild:
             self.report("ERROR rebuilt refcount structure is still broken")
         self.result = after.result
-        self.result.check_errors += old.check_errors
+        # Refcount blocks that could not be read are gone; errors met before comparing remain.
+        self.result.check_errors += check_errors
         self.result.corruptions_fixed = old.corruptions_fixed + max(0, old.corruptions - self.result.corruptions)
         self.result.leaks_fixed = old.leaks_fixed + max(0, old.leaks - self.result.leaks)
         return after
@@ -309,7 +312,7 @@ class _Repair:
         per_block = counting.geometry.refcount_block_entries
         first = index * per_block
         part = counting.references.counts[first : first + per_block].ljust(per_block, b"\0")
-        values = array("Q", list(part))
+        values = array("B", part) if counting.codec.bits <= 8 else array("Q", list(part))
         for cluster, references in counting.references.more.items():
             if first <= cluster < first + per_block:
                 values[cluster - first] = references
