@@ -11,6 +11,7 @@ import errno
 import itertools
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import TYPE_CHECKING, ClassVar, Final
 
 import msgspec
@@ -374,11 +375,11 @@ class ClusterFormat(FormatDriver):
     async def co_allocate(self, offset: int, nbytes: int) -> Allocation:
         assert offset + nbytes <= self.length
         first = offset // self.cluster
-        while first in self.pending:
-            await self.turn.wait()
         for _ in range(self.pauses):
             await asyncio.sleep(0)
         self.fail("allocate")
+        while first in self.pending:
+            await self.turn.wait()
         end = min(offset + nbytes, offset + self.most)
         last = (end - 1) // self.cluster
         kinds = [self.table.get(index, self.ZEROED) == self.ZEROED for index in range(first, last + 1)]
@@ -582,6 +583,7 @@ def failing_after(count: int, error: BaseException | None = None) -> Callable[..
     return check
 
 
+@cache
 def pattern(nbytes: int, seed: int = 1) -> bytes:
     """Bytes that differ from their neighbours and are never zero."""
     return bytes((at * 7 + at // 256 * 31 + seed * 13) % 255 + 1 for at in range(nbytes))
