@@ -172,7 +172,7 @@ class Store(ProtocolDriver):
     @classmethod
     async def co_delete_file(cls, filename: str) -> None:
         await step("delete", filename)
-        del cls.disks[filename]
+        cls.disks.pop(filename, None)
 
     async def open(self, options: StoreOptions, opener: ChildOpener) -> None:
         self.key = options.filename
