@@ -87,6 +87,8 @@ async def copy_from(io: NodeIO, source: BlockDriver, source_offset: int, offset:
             ok = True
         finally:
             io.written(offset, nbytes, ok=ok)
+            if not ok:
+                await io.measured_again(offset + nbytes)
 
 
 async def _store(io: NodeIO, source: BlockDriver, source_offset: int, offset: int, nbytes: int) -> None:

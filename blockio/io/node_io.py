@@ -146,6 +146,17 @@ class NodeIO:
                 driver.length = end
                 self.node.length_changed()
 
+    async def measured_again(self, end: int) -> None:
+        """A write up to *end* failed or was cancelled: what the storage took of it may still have made it longer.
+
+        Without this the bytes that did arrive would read as zeroes until somebody else's write reaches as far.
+        """
+        driver = self.node.driver
+        if driver is not None and end > driver.length:
+            before = driver.length
+            if await driver.co_getlength() != before:
+                self.node.length_changed()
+
     # -- entering and leaving
 
     def _enter(self, start: int, end: int, serialising: bool) -> tuple[int, RequestScope | None]:
@@ -258,6 +269,8 @@ class NodeIO:
                 ok = True
             finally:
                 self.written(start, end - start, ok=ok)
+                if not ok:
+                    await self.measured_again(end)
             if needs_flush:
                 await flush.flush(self)
         finally:
@@ -310,6 +323,8 @@ class NodeIO:
                 ok = True
             finally:
                 self.written(start, end - start, ok=ok)
+                if not ok:
+                    await self.measured_again(end)
             if needs_flush:
                 await flush.flush(self)
 
