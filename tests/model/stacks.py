@@ -73,7 +73,7 @@ def _overlay(create: str, below: int, base_format: str = "raw") -> Callable[[Pat
 STACKS = (
     Stack("raw", _raw, "raw", peers=False),
     Stack("raw-window", _raw_window, "raw", peers=False),
-    Stack("qcow2", _qcow2(""), "qcow2"),
+    Stack("qcow2", _qcow2("cluster_size=64k"), "qcow2"),
     Stack("qcow2-512", _qcow2("cluster_size=512"), "qcow2"),
     Stack("qcow2-2M", _qcow2("cluster_size=2M"), "qcow2"),
     Stack("qcow2-v2", _qcow2("compat=0.10,cluster_size=4k"), "qcow2"),
@@ -81,7 +81,7 @@ STACKS = (
     Stack("qcow2-1bit", _qcow2("refcount_bits=1,cluster_size=4k"), "qcow2"),
     Stack("qcow2-64bit", _qcow2("refcount_bits=64,cluster_size=1k"), "qcow2"),
     Stack("overlay-short", _overlay("cluster_size=4k", 100_000 - 100_000 % 512), "qcow2"),
-    Stack("overlay-long", _overlay("", LENGTH + 51200), "qcow2"),
+    Stack("overlay-long", _overlay("cluster_size=64k", LENGTH + 51200), "qcow2"),
     Stack("overlay-qcow2", _overlay("cluster_size=512", LENGTH, "qcow2"), "qcow2"),
     Stack("overlay-v2", _overlay("compat=0.10", LENGTH // 2), "qcow2"),
 )

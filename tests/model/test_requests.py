@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import note, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -27,6 +27,7 @@ from hypothesis.stateful import (
 )
 
 from blockio.backend import AioRequest, BlockBackend
+from blockio.errors import UnsupportedFeature
 from blockio.types import OpenFlags, RequestFlags
 from tests.model.stacks import LENGTH, STACKS, Stack
 from tests.support.qemu import assert_clean, qemu_img
@@ -61,6 +62,8 @@ class Requests(RuleBasedStateMachine):
         self.options: dict[str, Any] = {}
         self.model = bytearray()
         self.seed = 0
+        self.steps: list[str] = []
+        """What was done, for the message of a failure that does not repeat."""
 
     def run(self, coro: Coroutine[Any, Any, _T]) -> _T:
         return self.runner.run(coro)
@@ -79,6 +82,7 @@ class Requests(RuleBasedStateMachine):
         self.run(self._open())
 
     async def _open(self) -> None:
+        self.steps.append(f"open with aio={self.options['file']['aio']}")
         self.blk = await BlockBackend.new_open(options=self.options, flags=OpenFlags(unmap=True), resize=True)
 
     async def _close(self) -> None:
@@ -127,6 +131,7 @@ class Requests(RuleBasedStateMachine):
     def write(self, offset: int, nbytes: int, lane: str, fua: bool) -> None:
         offset, nbytes = self._clip(offset, nbytes)
         data = self._data(nbytes)
+        self.steps.append(f"write {nbytes} at {offset}, {lane}, fua={fua}")
         self.run(self._write(offset, data, lane, RequestFlags.FUA if fua else 0))
         self.model[offset : offset + nbytes] = data
 
@@ -157,6 +162,7 @@ class Requests(RuleBasedStateMachine):
     @rule(offset=_places, nbytes=_lengths, unmap=st.booleans())
     def zero(self, offset: int, nbytes: int, unmap: bool) -> None:
         offset, nbytes = self._clip(offset, nbytes)
+        self.steps.append(f"zero {nbytes} at {offset}, unmap={unmap}")
         self.run(self.disk.co_pwrite_zeroes(offset, nbytes, RequestFlags.MAY_UNMAP if unmap else 0))
         self.model[offset : offset + nbytes] = bytes(nbytes)
 
@@ -164,11 +170,13 @@ class Requests(RuleBasedStateMachine):
     def discard(self, offset: int, nbytes: int) -> None:
         """What a discarded byte reads as is anybody's guess; the others stay."""
         offset, nbytes = self._clip(offset, nbytes)
+        self.steps.append(f"discard {nbytes} at {offset}")
         self.run(self.disk.co_pdiscard(offset, nbytes))
         self.model[offset : offset + nbytes] = self.run(self._read(offset, nbytes, "slow"))
 
     @rule()
     def flush(self) -> None:
+        self.steps.append("flush")
         self.run(self.disk.co_flush())
 
     @rule(starts=st.lists(_places, min_size=2, max_size=8), drain=st.booleans())
@@ -177,6 +185,7 @@ class Requests(RuleBasedStateMachine):
         base = min(starts)
         ranges = [self._clip(base + number * 3000, 3000) for number in range(len(starts))]
         parts = [(offset, self._data(nbytes)) for offset, nbytes in ranges]
+        self.steps.append(f"at once, drain={drain}: {[(offset, len(data)) for offset, data in parts]}")
 
         async def all_of_them() -> None:
             requests: list[AioRequest] = [self.disk.aio_pwritev(offset, data) for offset, data in reversed(parts)]
@@ -195,6 +204,7 @@ class Requests(RuleBasedStateMachine):
         """Each byte is the old or the new one afterwards, and nothing else changed."""
         offset, nbytes = self._clip(offset, nbytes)
         data = self._data(nbytes)
+        self.steps.append(f"write {nbytes} at {offset}, cancelled after {turns} turns")
 
         async def cancelled() -> None:
             task = asyncio.create_task(self._write(offset, data, "slow", 0))
@@ -214,8 +224,13 @@ class Requests(RuleBasedStateMachine):
     @rule(sectors=st.integers(min_value=1, max_value=2 * LENGTH // 512))
     def resize(self, sectors: int) -> None:
         length = sectors * 512
-        note(f"resize {len(self.model)} -> {length}")
-        self.run(self.disk.co_truncate(length, exact=True))
+        self.steps.append(f"resize {len(self.model)} to {length}")
+        try:
+            self.run(self.disk.co_truncate(length, exact=True))
+        except UnsupportedFeature:
+            # Version 2 has no zero clusters to hide a longer backing file with; QEMU refuses the same.
+            assert self.stack.name == "overlay-v2"
+            return
         self.model = self.model[:length].ljust(length, b"\0")
         assert self.disk.getlength() == length
 
@@ -227,7 +242,8 @@ class Requests(RuleBasedStateMachine):
         now = await self._read(0, len(self.model), "slow")
         if now != self.model:
             at = next(i for i, (a, b) in enumerate(zip(now, self.model, strict=True)) if a != b)
-            raise AssertionError(f"byte {at} is {now[at]:#x} and should be {self.model[at]:#x}")
+            steps = "\n".join(self.steps)
+            raise AssertionError(f"byte {at} is {now[at]:#x} and should be {self.model[at]:#x} after\n{steps}")
 
     @invariant()
     def nothing_left(self) -> None:
