@@ -460,7 +460,10 @@ class _Opener:
 
 def _names_storage(options: Mapping[str, Any]) -> bool:
     """Whether *options* say themselves what to open, rather than how to open what the image names."""
-    return "file" in options or "filename" in options
+    file = options.get("file")
+    if "filename" in options and "driver" in options:
+        return True
+    return isinstance(file, str) or (isinstance(file, Mapping) and ("filename" in file or "driver" in file))
 
 
 def _let_through(decision: object, reference: Reference) -> None:
