@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from blockio.types import Capability, RequestFlags
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable
 
     from blockio.buffers import IoVector
     from blockio.driver.base import BlockDriver
@@ -65,9 +65,9 @@ async def called(driver: BlockDriver, operation: str, call: Awaitable[object]) -
 async def preadv(driver: BlockDriver, limits: BlockLimits, offset: int, iov: IoVector) -> None:
     """``driver.co_preadv`` of one request within *limits*."""
     _check_transfer(driver, limits, offset, iov)
-    result: object
+    call: Callable[..., Awaitable[object]] = driver.co_preadv
     try:
-        result = await driver.co_preadv(offset, iov, 0)  # type: ignore[func-returns-value]  # is what is looked at
+        result = await call(offset, iov, 0)
     except OSError as error:
         _check_errno(driver, "co_preadv", error)
         raise
@@ -80,9 +80,9 @@ async def pwritev(driver: BlockDriver, limits: BlockLimits, offset: int, iov: Io
     _check_transfer(driver, limits, offset, iov)
     if flags and (flags & ~_WRITE_FLAGS or (flags & _FUA and driver.capabilities.fua is not Capability.NATIVE)):
         raise _breach(driver, f"a write with the flags {RequestFlags(flags)!r}")
-    result: object
+    call: Callable[..., Awaitable[object]] = driver.co_pwritev
     try:
-        result = await driver.co_pwritev(offset, iov, flags)  # type: ignore[func-returns-value]  # as above
+        result = await call(offset, iov, flags)
     except OSError as error:
         _check_errno(driver, "co_pwritev", error)
         raise

@@ -1,8 +1,8 @@
 """Cancellation: cancel a scenario at its first await, at its second …, and look at what is left each time.
 
 asyncio cancels a task where it waits. So a scenario with N suspensions can be cancelled in N places;
-``cancel_at_every_await`` visits all of them, each on a fresh scenario. Suspensions of tasks that the scenario starts are not
-visited by themselves, but their cancellation by the scenario is.
+``cancel_at_every_await`` visits all of them, each on a fresh scenario. Suspensions of tasks that the scenario starts
+are not visited by themselves, but their cancellation by the scenario is.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class _CancelledAt:
                 asyncio.get_running_loop().call_soon(task.cancel)
             try:
                 yield waited
-            except BaseException as error:  # noqa: BLE001  # handed on to the coroutine, as asyncio would
+            except BaseException as error:  # handed on to the coroutine, as asyncio would
                 throw = error
 
 
@@ -54,7 +54,7 @@ async def cancel_at_every_await(
     *,
     before: Callable[[int], Awaitable[None]] | None = None,
 ) -> int:
-    """Run ``scenario()`` cancelled at its Nth await, then ``afterwards(N)``, for N = 1, 2 … until it ends before its Nth.
+    """Run ``scenario()`` cancelled at its Nth await, then ``afterwards(N)``, for N = 1, 2 … until it ends before that.
 
     *before* prepares each run. *afterwards* checks that the objects are whole, and uses them. Returns how many
     awaits there were; the last run, which is not cancelled, is checked as well. AssertionError where the scenario

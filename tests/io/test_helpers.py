@@ -77,9 +77,12 @@ async def test_a_timeout_around_shielded_work_is_a_timeout() -> None:
         for _ in range(20):
             await asyncio.sleep(0)
 
-    with pytest.raises(TimeoutError):
+    async def hurried() -> None:
         async with asyncio.timeout(0):
             await shielded(work())
+
+    with pytest.raises(TimeoutError):
+        await hurried()
     task = asyncio.current_task()
     assert task is not None
     assert task.cancelling() == 0
@@ -115,10 +118,13 @@ async def test_the_first_error_stops_the_adding_and_the_others_end_by_themselves
         await asyncio.sleep(0)
         ended.append(number)
 
-    with pytest.raises(OutOfRange):
+    async def all_of_them() -> None:
         async with Workers() as workers:
             for number in range(100):
                 await workers.add(piece(number))
+
+    with pytest.raises(OutOfRange):
+        await all_of_them()
     assert 0 in ended
     assert 2 not in ended
     assert len(ended) < 20

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import pytest
 
@@ -153,13 +155,14 @@ async def test_a_driver_that_breaks_its_promises_is_named(method: str, breach: s
             raise error
 
         setattr(rig.node.driver, method, broken)
-        request = {
+        requests: dict[str, Callable[[], Coroutine[Any, Any, object]]] = {
             "co_preadv": lambda: rig.read(0, 10),
             "co_pwritev": lambda: rig.write(0, b"x"),
             "co_pwrite_zeroes": lambda: rig.io.co_pwrite_zeroes(0, 10),
             "co_pdiscard": lambda: rig.io.co_pdiscard(0, 10),
-            "co_flush_to_os": lambda: rig.io.co_flush(),
-        }[method]
+            "co_flush_to_os": rig.io.co_flush,
+        }
+        request = requests[method]
         with pytest.raises(RuntimeError, match=f"driver 'test-disk' .*{method}"):
             await request()
         rig.whole()

@@ -67,7 +67,7 @@ ALL_NATIVE: Final = Capabilities(
 class Disk:
     """What a ``DiskDriver`` stores. Made before the node; ``name`` is the driver's option.
 
-    ``log`` has an entry ``(operation, offset, nbytes, flags)`` for every call; ``before`` sees them first and may raise.
+    ``log`` has an entry ``(operation, offset, nbytes, flags)`` for every call; ``before`` may make it fail.
     ``pauses`` is how often a call gives the loop its turn, half before and half behind the moment it acts.
     """
 
@@ -295,7 +295,7 @@ class FormatOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ClusterFormat(FormatDriver):
-    """A table of clusters: a host offset, ``ZEROED``, or nothing. Host clusters are never reused, so freed ones show."""
+    """A table of clusters: a host offset, ``ZEROED``, or nothing. Host clusters are never reused."""
 
     name = "test-format"
     Options = FormatOptions
@@ -573,7 +573,7 @@ def in_format(
 
 
 def failing_after(count: int, error: BaseException | None = None) -> Callable[..., None]:
-    """For ``Disk.before`` and ``ClusterFormat.failing``: *count* calls succeed, the next one fails, later ones succeed."""
+    """For ``Disk.before`` and ``ClusterFormat.failing``: *count* calls succeed, the next fails, later ones succeed."""
     left = itertools.count(count, -1)
 
     def check(*_: object) -> None:
