@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import json
@@ -14,7 +15,7 @@ from blockio.driver.base import CheckFix
 from blockio.errors import BlockError
 from blockio.testing.memory import MemoryChild
 from blockio.types import Limits
-from blockio_drivers.qcow2.header import Header, Incompatible
+from blockio_drivers.qcow2.header import Incompatible
 from blockio_drivers.qcow2.repair import repair_image
 from blockio_drivers.qcow2.tables import COPIED, ZERO
 from tests.qcow2 import test_check as bends
@@ -195,28 +196,29 @@ async def test_a_crash_at_any_write_leaves_something_that_can_be_mended(bend: be
                 assert mended.refcount(place) == 1
 
 
-async def test_a_failed_or_full_disk_leaves_the_image_no_worse() -> None:
+@pytest.mark.parametrize(
+    "error", [BlockError(errno=errno.ENOSPC), asyncio.CancelledError()], ids=["fails", "cancelled"]
+)
+async def test_failed_or_cancelled_at_any_step_the_image_is_no_worse(error: BaseException) -> None:
     image = await image_with_data(1024)
     bends.refcount_missing(image)
     bends.leak(image)
     steps = 0
     while True:
         child = MemoryChild(image.data)
-        written = 0
 
-        def before(name: str, _offset: int, _nbytes: int, limit: int = steps) -> None:
-            nonlocal written
-            if name == "write":
-                written += 1
-                if written > limit:
-                    raise BlockError(errno=errno.ENOSPC)
+        def before(_name: str, _offset: int, _nbytes: int, child: MemoryChild = child, limit: int = steps) -> None:
+            if len(child.log) > limit:
+                raise error
 
         child.before = before
-        with contextlib.suppress(BlockError):
+        with contextlib.suppress(BlockError, asyncio.CancelledError):
             await repair_image(child, image.header, CheckFix.ALL, trust=Limits(), report=lambda _line: None)
             break
-        result, _, _ = await repair(Craft(child.data))
+        result, _, mended = await repair(Craft(child.data))
         assert (result.corruptions, result.leaks) == (0, 0)
+        for cluster in (28, 29, 30):
+            place = mended.entry(mended.l2_entry_at(cluster)) & ~COPIED
+            assert mended.data[place : place + 1024] == bytes([cluster]) * 1024
         steps += 1
-    assert steps >= 3
-    assert isinstance(image.header, Header)
+    assert steps > 10

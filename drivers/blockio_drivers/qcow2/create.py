@@ -112,9 +112,9 @@ async def create_image(target: CreateTarget, options: Qcow2CreateOptions) -> Non
     head = _encode(options, layout)
     await _make_room(target.file, layout, prealloc)
     for offset, payload in _metadata(layout):
-        await target.file.co_pwritev(offset, IoVector.of(payload))
+        await target.file.co_pwritev(offset, IoVector.of(_dense(payload)))
     await target.file.co_flush()
-    await target.file.co_pwritev(0, IoVector.of(head.ljust(geometry.cluster_size, b"\0")))
+    await target.file.co_pwritev(0, IoVector.of(_dense(head)))
     await target.file.co_flush()
 
 
@@ -160,6 +160,12 @@ async def _make_room(file: Child, layout: Layout, prealloc: PreallocMode) -> Non
         return
     allocate = PreallocMode.OFF if prealloc is PreallocMode.METADATA else prealloc
     await file.co_truncate(nbytes, prealloc=allocate)
+
+
+def _dense(payload: bytes) -> bytes:
+    """*payload* in whole sectors without the zeroes at its end: the room reads as zeroes already, and stays a hole."""
+    end = len(payload.rstrip(b"\0"))
+    return payload[: -(-end // 512) * 512].ljust(-(-end // 512) * 512, b"\0")
 
 
 def _metadata(layout: Layout) -> Iterator[tuple[int, bytes]]:
