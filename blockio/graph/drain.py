@@ -90,9 +90,17 @@ def drain_all_sections() -> int:
 
 def is_busy(node: BlockNode) -> bool:
     """QEMU's bdrv_drain_poll: whether requests are in flight in *node* or in a parent that would end in it."""
-    if node.in_flight or node.settling is not None:
-        return True
-    return any(edge.parent.drained_poll(edge) for edge in node.parents)
+    queue = [node]
+    while queue:
+        here = queue.pop()
+        if here.in_flight or here.settling is not None:
+            return True
+        for edge in here.parents:
+            if edge.parent_node is not None:
+                queue.append(edge.parent_node)
+            elif edge.parent.drained_poll(edge):
+                return True
+    return False
 
 
 async def wait_idle(node: BlockNode) -> None:

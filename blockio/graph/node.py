@@ -226,12 +226,12 @@ class BlockNode:
 
     def limits_changed(self) -> None:
         """The driver's limits, a child's, or the set of children changed: merge anew, here and above."""
-        if self.state is not NodeState.OPEN:
-            return
-        self.path.refresh_limits()
-        for edge in self.parents:
-            if edge.parent_node is not None:
-                edge.parent_node.limits_changed()
+        queue = [self]
+        while queue:
+            node = queue.pop()
+            if node.state is NodeState.OPEN:
+                node.path.refresh_limits()
+                queue += [edge.parent_node for edge in node.parents if edge.parent_node is not None]
 
     def report(self, message: str) -> None:
         """One line for the person at the tool, as an event."""
@@ -266,24 +266,41 @@ class BlockNode:
 
     def quiesce(self) -> None:
         """Count one more section; with the first one the parents and the driver become quiet. See ``graph.drain``."""
-        self.quiesce_counter += 1
-        if self.quiesce_counter == 1:
-            for edge in list(self.parents):
-                if not edge.quiesced_parent:
-                    edge.quiesced_parent = True
+        # A list and not recursion through ``drained_begin``: chains may be longer than Python likes to recurse.
+        queue = [self]
+        while queue:
+            node = queue.pop()
+            node.quiesce_counter += 1
+            if node.quiesce_counter > 1:
+                continue
+            for edge in list(node.parents):
+                if edge.quiesced_parent:
+                    continue
+                edge.quiesced_parent = True
+                if edge.parent_node is not None:
+                    queue.append(edge.parent_node)
+                else:
                     edge.parent.drained_begin(edge)
-            self._settle()
+            node._settle()
 
     def unquiesce(self) -> None:
         """Count one section less; with the last one the driver and the parents go on."""
         if self.quiesce_counter == 0:
             raise RuntimeError(f"node '{self.node_name}' is not drained")
-        self.quiesce_counter -= 1
-        if self.quiesce_counter == 0:
-            self._settle()
-            for edge in list(self.parents):
-                if edge.quiesced_parent:
-                    edge.quiesced_parent = False
+        queue = [self]
+        while queue:
+            node = queue.pop()
+            node.quiesce_counter -= 1
+            if node.quiesce_counter:
+                continue
+            node._settle()
+            for edge in list(node.parents):
+                if not edge.quiesced_parent:
+                    continue
+                edge.quiesced_parent = False
+                if edge.parent_node is not None:
+                    queue.append(edge.parent_node)
+                else:
                     edge.parent.drained_end(edge)
 
     def _settle(self) -> None:

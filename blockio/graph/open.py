@@ -255,7 +255,7 @@ async def _open_driver(
     try:
         mine = {name: rest.pop(name) for name in cls.Options.__struct_encode_fields__ if name in rest}
         if cls.kind is DriverKind.PROTOCOL:
-            if _needs_filename(cls) and not isinstance(mine.get("filename"), str):
+            if _needs_filename(cls) and not (isinstance(mine.get("filename"), str) and mine["filename"]):
                 raise OptionError(f"The '{cls.name}' block driver requires a file name")
             _refuse_unknown(cls, rest)
         node.options = mine

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from blockio.aio.context import finish
 from blockio.driver.base import DriverKind, ReopenState
-from blockio.errors import OptionError
+from blockio.errors import OptionError, ReadOnly
 from blockio.graph import drain
 from blockio.graph.flags import inherit
 from blockio.graph.node import must_be_open
@@ -79,7 +79,11 @@ def _carry_out(prepared: list[tuple[BlockNode, ReopenState]]) -> None:
 
             node.flags = state.flags
             tran.add(abort=undo)
-        refresh(tran, [node for node, _ in prepared])
+        try:
+            refresh(tran, [node for node, _ in prepared])
+        except ReadOnly as error:
+            top = prepared[0][0]
+            raise ReadOnly(f"Read-only block node '{top.node_name}' cannot support read-write users") from error
         # Before the permissions are committed: what a driver lets go of then belongs to its new descriptor.
         for node, state in prepared:
             assert node.driver is not None

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from blockio.buffers import IoVector
+from blockio.driver.gate import AllowAll
 from blockio.errors import BlockError
 from blockio.graph.drain import (
     RequestScope,
@@ -104,6 +105,24 @@ async def test_an_end_without_a_beginning_is_a_mistake() -> None:
         with pytest.raises(RuntimeError, match="no drain-all"):
             drain_all_end()
         await close(base)
+
+
+async def test_a_chain_as_long_as_they_come() -> None:
+    depth = 200
+    images = {f"d{n}": image(backing=f"toy-store:d{n + 1}", format="toy") for n in range(depth)}
+    with world(**images, **{f"d{depth}": image()}):
+        top, user = await open_node("toy-store:d0", path_factory=Path, gate=AllowAll()), User()
+        edge = use(user, top)
+        base = top
+        while (backing := base.backing) is not None:
+            base = backing.node
+        async with drained(base.children["file"].node):
+            assert user.quiesced == 1
+            with RequestScope(user), pytest.raises(RuntimeError, match="would never end"):
+                await drained_begin(base)
+        assert user.quiesced == 0
+        await detach_child(edge)
+        await close(top)
 
 
 # -- waiting
