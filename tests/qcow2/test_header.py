@@ -13,16 +13,8 @@ from hypothesis import strategies as st
 
 from blockio.errors import BlockError, CorruptImage, LimitExceeded, NotThisFormat, UnsupportedFeature
 from blockio.types import HostOffset, Limits
-from blockio_drivers.qcow2.header import (
-    BitmapsExtension,
-    CompressionType,
-    EncryptionExtension,
-    FeatureName,
-    Header,
-    Incompatible,
-    UnknownExtension,
-    header_area,
-)
+from blockio_drivers.qcow2.extensions import BitmapsExtension, EncryptionExtension, FeatureName, UnknownExtension
+from blockio_drivers.qcow2.header import CompressionType, Header, Incompatible, header_area
 from tests.support.qemu import qemu_img
 
 K64 = 65536

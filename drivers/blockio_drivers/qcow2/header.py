@@ -1,9 +1,8 @@
 """The qcow2 header: the first cluster of an image, as a frozen value and back.
 
-Stands on the *Header*, *Additional fields*, *Header extensions*, *Feature name table*, *Bitmaps extension* and
-*Full disk encryption header pointer* sections of QEMU's ``docs/interop/qcow2.txt``. All numbers are big-endian;
-all offsets and sizes are bytes. This module is a pure codec: it does no I/O, and any input either decodes or
-raises a ``BlockError`` with the message QEMU's tools give for it.
+Stands on the *Header* and *Additional fields* sections of QEMU's ``docs/interop/qcow2.txt``; ``extensions`` has the
+rest of the cluster. All numbers are big-endian; all offsets and sizes are bytes. This module is a pure codec: it does
+no I/O, and any input either decodes or raises a ``BlockError`` with the message QEMU's tools give for it.
 """
 
 from __future__ import annotations
@@ -16,8 +15,27 @@ from enum import IntEnum, IntFlag
 from itertools import pairwise
 from typing import Any, Final
 
-from blockio.errors import BlockError, CorruptImage, ImageError, LimitExceeded, NotThisFormat, UnsupportedFeature
+from blockio.errors import BlockError, CorruptImage, LimitExceeded, NotThisFormat, UnsupportedFeature
 from blockio.types import HostOffset, Limits
+from blockio_drivers.qcow2.extensions import (
+    BACKING_FORMAT,
+    BITMAPS,
+    DATA_FILE,
+    ENCRYPTION,
+    END,
+    FEATURE_NAMES,
+    BitmapsExtension,
+    EncryptionExtension,
+    ExtensionReader,
+    FeatureName,
+    UnknownExtension,
+    corrupt,
+    extension,
+    extensions,
+    feature_list,
+    feature_table,
+    text,
+)
 
 __all__ = [
     "AUTOCLEAR_FEATURES_OFFSET",
@@ -25,18 +43,12 @@ __all__ = [
     "MAGIC",
     "MAX_CLUSTER_BITS",
     "MIN_CLUSTER_BITS",
-    "QEMU_FEATURE_NAMES",
     "Autoclear",
-    "BitmapsExtension",
     "Compatible",
     "CompressionType",
     "CryptMethod",
-    "EncryptionExtension",
-    "FeatureKind",
-    "FeatureName",
     "Header",
     "Incompatible",
-    "UnknownExtension",
     "header_area",
 ]
 
@@ -58,21 +70,11 @@ _KNOWN_LENGTH: Final = 112
 """The header as far as this module knows its fields: compression type at 104, then seven bytes of padding."""
 
 _MAX_BACKING_NAME: Final = 1023
-_BACKING_FORMAT_BUFFER: Final = 16
-_FEATURE_ENTRY: Final = 48
 _SNAPSHOT_ENTRY_MIN: Final = 40
-_MAX_BITMAP_ENTRY: Final = 1023 + 24
 _INT64_MAX: Final = 2**63 - 1
 _NOWHERE: Final = HostOffset(0)
 _INT_MAX: Final = 2**31 - 1
 _LARGEST_WITHOUT_FEATURE_NAMES: Final = 4096
-
-_EXT_END: Final = 0x00000000
-_EXT_BACKING_FORMAT: Final = 0xE2792ACA
-_EXT_FEATURE_NAMES: Final = 0x6803F857
-_EXT_BITMAPS: Final = 0x23852875
-_EXT_ENCRYPTION: Final = 0x0537BE77
-_EXT_DATA_FILE: Final = 0x44415441
 
 
 class Incompatible(IntFlag):
@@ -125,66 +127,6 @@ class CryptMethod(IntEnum):
     LUKS = 2
 
 
-class FeatureKind(IntEnum):
-    """Which bitmap an entry of the feature name table speaks of."""
-
-    INCOMPATIBLE = 0
-    COMPATIBLE = 1
-    AUTOCLEAR = 2
-
-
-@dataclass(frozen=True, slots=True)
-class FeatureName:
-    """One entry of the feature name table. ``kind`` and ``bit`` may be values nobody knows."""
-
-    kind: int
-    bit: int
-    name: str
-
-
-QEMU_FEATURE_NAMES: Final = (
-    FeatureName(FeatureKind.INCOMPATIBLE, 0, "dirty bit"),
-    FeatureName(FeatureKind.INCOMPATIBLE, 1, "corrupt bit"),
-    FeatureName(FeatureKind.INCOMPATIBLE, 2, "external data file"),
-    FeatureName(FeatureKind.INCOMPATIBLE, 3, "compression type"),
-    FeatureName(FeatureKind.INCOMPATIBLE, 4, "extended L2 entries"),
-    FeatureName(FeatureKind.COMPATIBLE, 0, "lazy refcounts"),
-    FeatureName(FeatureKind.AUTOCLEAR, 0, "bitmaps"),
-    FeatureName(FeatureKind.AUTOCLEAR, 1, "raw external data"),
-)
-"""The table QEMU writes into every version 3 image with clusters above 4 KiB."""
-
-
-@dataclass(frozen=True, slots=True)
-class BitmapsExtension:
-    """Where the directory of persistent bitmaps lies."""
-
-    nb_bitmaps: int
-    directory_size: int
-    directory_offset: HostOffset
-
-
-@dataclass(frozen=True, slots=True)
-class EncryptionExtension:
-    """Where the LUKS header lies: ``length`` bytes written, in whole clusters."""
-
-    offset: HostOffset
-    length: int
-
-
-@dataclass(frozen=True, slots=True)
-class UnknownExtension:
-    """A header extension of somebody else's, kept as it is."""
-
-    magic: int
-    data: bytes
-
-
-def _corrupt(message: str) -> ImageError:
-    # What QEMU answers EINVAL to while it opens; EIO is for contradictions met later.
-    return CorruptImage(message, errno.EINVAL)
-
-
 def header_area(head: bytes) -> int:
     """How many bytes from the file's start ``Header.decode`` needs: one cluster.
 
@@ -199,7 +141,7 @@ def header_area(head: bytes) -> int:
         raise UnsupportedFeature(f"Unsupported qcow2 version {version}")
     cluster_bits = int.from_bytes(head[20:24], "big")
     if not MIN_CLUSTER_BITS <= cluster_bits <= MAX_CLUSTER_BITS:
-        raise _corrupt(f"Unsupported cluster size: 2^{cluster_bits}")
+        raise corrupt(f"Unsupported cluster size: 2^{cluster_bits}")
     return 1 << cluster_bits
 
 
@@ -356,11 +298,11 @@ class Header:
         if version == 3:
             incompatible, compatible, autoclear, refcount_order, header_length = _V3.unpack_from(data, _V2_LENGTH)
             if header_length < _V3_MIN_LENGTH:
-                raise _corrupt("qcow2 header too short")
+                raise corrupt("qcow2 header too short")
         if header_length > cluster_size:
-            raise _corrupt("qcow2 header exceeds cluster size")
+            raise corrupt("qcow2 header exceeds cluster size")
         if backing_offset > cluster_size:
-            raise _corrupt("Invalid backing file offset")
+            raise corrupt("Invalid backing file offset")
         extensions_end = backing_offset or cluster_size
 
         # A field is absent when the header ends at or before its offset; absent means zero.
@@ -370,17 +312,17 @@ class Header:
         unknown = incompatible & ~_INCOMPATIBLE_KNOWN
         if unknown:
             raise UnsupportedFeature(
-                f"Unsupported qcow2 feature(s): {_feature_list(data, header_length, extensions_end, unknown)}"
+                f"Unsupported qcow2 feature(s): {feature_list(data, header_length, extensions_end, unknown)}"
             )
         if incompatible & Incompatible.CORRUPT and writable and not check:
             raise CorruptImage("qcow2: Image is corrupt; cannot be opened read/write", errno.EACCES)
         if incompatible & Incompatible.EXTENDED_L2 and cluster_size >> 5 < 512:
-            raise _corrupt(f"Unsupported subcluster size: {cluster_size >> 5}")
+            raise corrupt(f"Unsupported subcluster size: {cluster_size >> 5}")
         if refcount_order > 6:
-            raise _corrupt("Reference count entry width too large; may not exceed 64 bits")
+            raise corrupt("Reference count entry width too large; may not exceed 64 bits")
 
         if refcount_table_clusters == 0 and not check:
-            raise _corrupt("Image does not contain a reference count table")
+            raise corrupt("Image does not contain a reference count table")
         _validate_table(
             "Reference count table",
             refcount_table_offset,
@@ -405,22 +347,27 @@ class Header:
         if needed > _INT_MAX:
             raise LimitExceeded("Image is too big")
         if l1_size < needed:
-            raise _corrupt("L1 table is too small")
+            raise corrupt("L1 table is too small")
         if crypt_method > CryptMethod.LUKS:
             # QEMU prints the number as a signed one.
-            raise _corrupt(f"Unsupported encryption method {(crypt_method ^ 1 << 31) - (1 << 31)}")
+            raise corrupt(f"Unsupported encryption method {(crypt_method ^ 1 << 31) - (1 << 31)}")
 
-        known = _Extensions(version, cluster_size, crypt_method, autoclear, trust)
-        for magic, payload in _extensions(data, header_length, extensions_end):
+        known = ExtensionReader(
+            cluster_size,
+            luks=crypt_method == CryptMethod.LUKS,
+            bitmaps_valid=bool(autoclear & Autoclear.BITMAPS),
+            trust=trust,
+        )
+        for magic, payload in extensions(data, header_length, extensions_end):
             known.take(magic, payload)
         if autoclear & Autoclear.DATA_FILE_RAW and not incompatible & Incompatible.DATA_FILE:
-            raise _corrupt("data-file-raw requires a data file")
+            raise corrupt("data-file-raw requires a data file")
 
         backing_file = None
         if backing_offset:
             if backing_size > min(_MAX_BACKING_NAME, trust.max_header_string, cluster_size - backing_offset):
-                raise _corrupt("Backing file name too long")
-            backing_file = _text(data[backing_offset : backing_offset + backing_size]) or None
+                raise corrupt("Backing file name too long")
+            backing_file = text(data[backing_offset : backing_offset + backing_size]) or None
 
         header = cls(
             version=version,
@@ -467,11 +414,11 @@ class Header:
         for (_, end, first), (start, _, second) in pairwise(placed):
             if start < end:
                 name, other = (second, first) if first == "header" else (first, second)
-                raise _corrupt(f"{name} overlaps with the {other[0].lower() + other[1:]}")
+                raise corrupt(f"{name} overlaps with the {other[0].lower() + other[1:]}")
         if file_length is not None:
             for _start, end, name in placed[1:]:
                 if end > file_length:
-                    raise _corrupt(f"{name} reaches past the end of the file")
+                    raise corrupt(f"{name} reaches past the end of the file")
 
     # -- encoding
 
@@ -490,7 +437,7 @@ class Header:
         header_length = _V2_LENGTH if self.version == 2 else _KNOWN_LENGTH + len(self.unknown_fields)
         name = (self.backing_file or "").encode("utf-8", "surrogateescape")
         if len(name) > _MAX_BACKING_NAME:
-            raise _corrupt("Backing file name too long")
+            raise corrupt("Backing file name too long")
         name_offset = header_length + len(extensions)
         if name_offset + len(name) > cluster_size:
             raise BlockError("No space left in the file header", errno.ENOSPC)
@@ -517,22 +464,20 @@ class Header:
 
     def _encoded_extensions(self, cluster_size: int) -> Iterator[bytes]:
         if self.backing_format is not None:
-            yield _extension(_EXT_BACKING_FORMAT, self.backing_format.encode("utf-8", "surrogateescape"))
+            yield extension(BACKING_FORMAT, self.backing_format.encode("utf-8", "surrogateescape"))
         if self.has_data_file and self.data_file is not None:
-            yield _extension(_EXT_DATA_FILE, self.data_file.encode("utf-8", "surrogateescape"))
+            yield extension(DATA_FILE, self.data_file.encode("utf-8", "surrogateescape"))
         if self.encryption is not None:
-            yield _extension(_EXT_ENCRYPTION, struct.pack(">QQ", self.encryption.offset, self.encryption.length))
+            yield extension(ENCRYPTION, struct.pack(">QQ", self.encryption.offset, self.encryption.length))
         if self.version == 3 and cluster_size > _LARGEST_WITHOUT_FEATURE_NAMES:
-            known = {(entry.kind, entry.bit) for entry in QEMU_FEATURE_NAMES}
-            others = [entry for entry in self.feature_names if (entry.kind, entry.bit) not in known]
-            yield _extension(_EXT_FEATURE_NAMES, b"".join(map(_feature_entry, (*QEMU_FEATURE_NAMES, *others))))
+            yield extension(FEATURE_NAMES, feature_table(self.feature_names))
         if self.bitmaps is not None:
             found = self.bitmaps
             packed = struct.pack(">IIQQ", found.nb_bitmaps, 0, found.directory_size, found.directory_offset)
-            yield _extension(_EXT_BITMAPS, packed)
+            yield extension(BITMAPS, packed)
         for unknown in self.unknown_extensions:
-            yield _extension(unknown.magic, unknown.data)
-        yield _extension(_EXT_END, b"")
+            yield extension(unknown.magic, unknown.data)
+        yield extension(END, b"")
 
 
 def _compression_type(value: int, incompatible: int) -> CompressionType:
@@ -542,7 +487,7 @@ def _compression_type(value: int, incompatible: int) -> CompressionType:
     announced = bool(incompatible & Incompatible.COMPRESSION)
     if announced != (value != 0):
         must = "not be set" if announced else "be set"
-        raise _corrupt(f"qcow2: Compression type incompatible feature bit must {must}")
+        raise corrupt(f"qcow2: Compression type incompatible feature bit must {must}")
     return CompressionType(value)
 
 
@@ -551,149 +496,4 @@ def _validate_table(name: str, offset: int, entries: int, entry_size: int, max_b
     if entries > max_bytes // entry_size:
         raise LimitExceeded(f"{name} too large")
     if offset % cluster_size or offset > _INT64_MAX - entries * entry_size:
-        raise _corrupt(f"{name} offset invalid")
-
-
-def _extensions(data: bytes, start: int, end: int) -> Iterator[tuple[int, bytes]]:
-    """The header extensions: type, length, data, padding to a multiple of 8; type 0 ends them.
-
-    They lie between the header and the backing file name (or the end of the cluster).
-    """
-    offset = start
-    while offset < end:
-        if offset + 8 > end:
-            raise _corrupt("Header extension too large")
-        magic, length = struct.unpack_from(">II", data.ljust(offset + 8, b"\0"), offset)
-        offset += 8
-        if length > end - offset:
-            raise _corrupt("Header extension too large")
-        if magic == _EXT_END:
-            return
-        yield magic, data[offset : offset + length]
-        offset += -(-length // 8) * 8
-
-
-def _text(raw: bytes) -> str:
-    # QEMU keeps these as C strings, so that what follows a zero byte is nobody's.
-    return raw.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
-
-
-def _extension(magic: int, payload: bytes) -> bytes:
-    return struct.pack(">II", magic, len(payload)) + payload.ljust(-(-len(payload) // 8) * 8, b"\0")
-
-
-def _feature_entry(entry: FeatureName) -> bytes:
-    name = entry.name.encode("utf-8", "surrogateescape")[: _FEATURE_ENTRY - 2]
-    return bytes((entry.kind, entry.bit)) + name.ljust(_FEATURE_ENTRY - 2, b"\0")
-
-
-def _decode_feature_names(payload: bytes) -> tuple[FeatureName, ...]:
-    """Entries of 48 bytes: type, bit number, name padded with zeroes. One without a name ends the table."""
-    names = []
-    for at in range(0, len(payload) - _FEATURE_ENTRY + 1, _FEATURE_ENTRY):
-        entry = payload[at : at + _FEATURE_ENTRY]
-        if not entry[2]:
-            break
-        names.append(FeatureName(entry[0], entry[1], _text(entry[2:])))
-    return tuple(names)
-
-
-def _feature_list(data: bytes, start: int, end: int, missing: int) -> str:
-    """The names of the incompatible bits in *missing*, from the image's own table as far as that goes."""
-    names = []
-    try:
-        table = next((p for magic, p in _extensions(data, start, end) if magic == _EXT_FEATURE_NAMES), b"")
-    except ImageError:
-        table = b""
-    for entry in _decode_feature_names(table):
-        # The shift counts modulo 64 as the processor does; a name for bit 70 is nobody's anyway.
-        if entry.kind == FeatureKind.INCOMPATIBLE and entry.bit < 64 and missing >> entry.bit & 1:
-            names.append(entry.name)
-            missing &= ~(1 << entry.bit)
-    if missing:
-        names.append(f"Unknown incompatible feature: {missing:x}")
-    return ", ".join(names)
-
-
-class _Extensions:
-    """Collects the extensions of one header; each kind is validated as it comes."""
-
-    def __init__(self, version: int, cluster_size: int, crypt_method: int, autoclear: int, trust: Limits) -> None:
-        self.version = version
-        self.cluster_size = cluster_size
-        self.crypt_method = crypt_method
-        self.autoclear = autoclear
-        self.trust = trust
-        self.backing_format: str | None = None
-        self.data_file: str | None = None
-        self.feature_names: tuple[FeatureName, ...] = ()
-        self.bitmaps: BitmapsExtension | None = None
-        self.encryption: EncryptionExtension | None = None
-        self.unknown: list[UnknownExtension] = []
-        self._kept = 0
-
-    def take(self, magic: int, payload: bytes) -> None:
-        """Note one extension; a later one of the same known kind replaces an earlier, as in QEMU."""
-        if magic == _EXT_BACKING_FORMAT:
-            if len(payload) >= _BACKING_FORMAT_BUFFER:
-                raise _corrupt(f"ERROR: ext_backing_format: len={len(payload)} too large (>={_BACKING_FORMAT_BUFFER})")
-            self.backing_format = _text(payload)
-        elif magic == _EXT_FEATURE_NAMES:
-            self.feature_names = _decode_feature_names(payload)
-        elif magic == _EXT_ENCRYPTION:
-            self.encryption = self._encryption(payload)
-        elif magic == _EXT_BITMAPS:
-            self.bitmaps = self._bitmaps(payload)
-        elif magic == _EXT_DATA_FILE:
-            if len(payload) > self.trust.max_header_string:
-                raise LimitExceeded("Data file name too long")
-            self.data_file = _text(payload)
-        else:
-            self._kept += 8 + len(payload)
-            if self._kept > self.trust.max_header_extensions:
-                raise LimitExceeded("Header extension too large")
-            self.unknown.append(UnknownExtension(magic, payload))
-
-    def _encryption(self, payload: bytes) -> EncryptionExtension:
-        """Offset (at a cluster boundary) and length of the LUKS header; only LUKS images may have one."""
-        if self.crypt_method != CryptMethod.LUKS:
-            raise _corrupt("CRYPTO header extension only expected with LUKS encryption method")
-        if len(payload) != 16:
-            raise _corrupt(f"CRYPTO header extension size {len(payload)}, but expected size 16")
-        offset, length = struct.unpack(">QQ", payload)
-        if offset % self.cluster_size:
-            raise _corrupt(
-                f"Encryption header offset '{offset}' is not a multiple of cluster size '{self.cluster_size}'"
-            )
-        if length > _INT64_MAX - offset:
-            raise _corrupt("Encryption header offset invalid")
-        return EncryptionExtension(HostOffset(offset), length)
-
-    def _bitmaps(self, payload: bytes) -> BitmapsExtension | None:
-        """Number of bitmaps, four reserved bytes, size and offset of the directory (at a cluster boundary).
-
-        Without the autoclear bit a program that knows no bitmaps has written to the image: what the extension
-        says is void.
-        """
-        if len(payload) != 24:
-            raise _corrupt("bitmaps_ext: Invalid extension length")
-        if not self.autoclear & Autoclear.BITMAPS:
-            return None
-        nb_bitmaps, reserved, directory_size, directory_offset = struct.unpack(">IIQQ", payload)
-        if reserved:
-            raise _corrupt("bitmaps_ext: Reserved field is not zero")
-        if nb_bitmaps > self.trust.max_bitmaps:
-            raise _corrupt(
-                f"bitmaps_ext: Image has {nb_bitmaps} bitmaps, exceeding the QEMU supported maximum of "
-                f"{self.trust.max_bitmaps}"
-            )
-        if nb_bitmaps == 0:
-            raise _corrupt("found bitmaps extension with zero bitmaps")
-        if directory_offset % self.cluster_size or directory_offset > _INT64_MAX:
-            raise _corrupt("bitmaps_ext: invalid bitmap directory offset")
-        maximum = self.trust.max_bitmaps * _MAX_BITMAP_ENTRY
-        if directory_size > maximum:
-            raise _corrupt(
-                f"bitmaps_ext: bitmap directory size ({directory_size}) exceeds the maximum supported size ({maximum})"
-            )
-        return BitmapsExtension(nb_bitmaps, directory_size, HostOffset(directory_offset))
+        raise corrupt(f"{name} offset invalid")
