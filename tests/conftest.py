@@ -41,6 +41,8 @@ _BLOCKING_IS_FINE: Final = (
     ("blockio/graph/open.py", {"_identify"}),
     # A tool prints in place: its loop serves nobody else, and what was said must not overtake what follows.
     ("cli/output.py", {"_write"}),
+    # ``-s`` makes and unlinks one temporary file while it opens its image.
+    ("cli/io/snapshot.py", {"open_on_snapshot"}),
     # Tests that look at what happened on disk may block: nobody else is in their loop.
     ("_pytest/tmpdir.py", {"mktemp", "getbasetemp"}),
 )

@@ -81,7 +81,7 @@ async def test_a_writer_is_in_the_way() -> None:
         node, user = await chain(), User()
         edge = attach_child(user, node, "root", Role.FILTERED | Role.PRIMARY, READ | WRITE)
         Store.log.clear()
-        with pytest.raises(ReadOnly, match="Block node is read-only"):
+        with pytest.raises(ReadOnly, match=r"Read-only block node .* cannot support read-write users"):
             await reopen(node, read_only=True)
         assert access(node) == {"node": True, "file": True, "backing": False}
         assert Store.log == ["flush top", "prepare top", "undo top"]

@@ -40,7 +40,10 @@ class FigureError(Exception):
 
 
 def number(text: str) -> int:
-    """A byte count such as ``4096``, ``0x1000`` or ``1.5k``. FigureError."""
+    """A byte count such as ``4096``, ``0x1000`` or ``1.5k``. FigureError.
+
+    ``0x1k`` is 1024 too; the real tool warns that it may not be so for ever.
+    """
     try:
         if not _DECIMAL.match(text):
             raise OptionError

@@ -274,5 +274,5 @@ Example:
     )
 )
 register(Command("sleep", _sleep, "waits for the given value in milliseconds", None, 1, 1, needs_image=False))
-register(Command("quit", _quit, "exit the program", alias="q", needs_image=False))
+register(Command("quit", _quit, "exit the program", None, 0, ANY, alias="q", needs_image=False))
 register(Command("help", _help, "help for one or all commands", "[command]", 0, 1, alias="?", needs_image=False))

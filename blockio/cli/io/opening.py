@@ -34,7 +34,8 @@ class Opening:
     filename: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     """Flat or nested; a later one wins over an earlier one."""
-    flags: OpenFlags = field(default_factory=OpenFlags)
+    flags: OpenFlags = field(default_factory=lambda: OpenFlags(unmap=True))
+    """Discards are passed on unless told otherwise (``-d``): the language is there to try them."""
     aio: str | None = None
     snapshot: bool = False
     copy_on_read: bool = False
@@ -73,7 +74,7 @@ async def open_image(session: Session, opening: Opening) -> None:
 
 async def _open(session: Session, opening: Opening) -> BlockBackend:
     flags = opening.flags
-    if opening.snapshot and not flags.read_only:
+    if opening.snapshot:
         from blockio.cli.io.snapshot import open_on_snapshot  # noqa: PLC0415  # only -s needs to create images
 
         blk = await open_on_snapshot(opening, _options(opening))

@@ -35,7 +35,7 @@ async def open_on_snapshot(opening: Opening, options: dict[str, Any]) -> BlockBa
                     "file": {"driver": "file", "filename": name},
                     "backing": node.node_name,
                 },
-                flags=opening.flags.with_(read_only=False, cache_no_flush=True),
+                flags=opening.flags.with_(cache_no_flush=True),
                 gate=AllowAll(),
             )
         finally:
