@@ -1,8 +1,8 @@
 """An image may not make the library open a file that its caller did not allow.
 
 Every reference that an image's bytes can hold is tried: a backing file, an external data file, a ``json:`` name inside
-a header, a guest that writes a qcow2 header onto its raw disk. Denied by default, allowed with ``AllowAll``, replaced by
-``Replace``; and after a refusal nothing is open that was not open before.
+a header, a guest that writes a qcow2 header onto its raw disk. Denied by default, allowed with ``AllowAll``, replaced
+by ``Replace``; and after a refusal nothing is open that was not open before.
 """
 
 from __future__ import annotations
@@ -64,6 +64,11 @@ def overlay(path: Path, target: str | Path, format: str = "raw") -> Path:
     return path
 
 
+def normal(path: str) -> str:
+    """Without ``..``; a string operation."""
+    return os.path.normpath(path)
+
+
 async def first_bytes(blk: blockio.BlockBackend) -> bytes:
     memory = bytearray(len(SECRET))
     await blk.co_preadv(0, memory)
@@ -90,7 +95,7 @@ async def test_a_backing_file_with_a_relative_way_out(tmp_path: Path, secret: Pa
         await blockio.open(str(image), format="qcow2", gate=gate)
     (reference,) = gate.asked
     assert reference.kind is ReferenceKind.BACKING
-    assert os.path.normpath(reference.target) == str(secret)
+    assert normal(reference.target) == str(secret)
     assert reference.format == "raw"
     assert reference.image == str(image)
 
