@@ -1,6 +1,6 @@
 """Reads and writes of whole blocks, between the padding and the driver (QEMU's bdrv_aligned_preadv, -_pwritev).
 
-Cutting to what the driver takes, zeroes past the end of the disk, detect-zeroes, FUA by flush. Formats are handed to
+Cutting to what the driver takes, zeroes past the end of the disk, FUA. Formats are handed to
 ``mapped``, which needs no cutting here: the children it reads and writes cut for themselves.
 """
 
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Final
 
 from blockio.buffers import IoVector
 from blockio.errors import OutOfRange, UnsupportedFeature
-from blockio.io import mapped, wall, zero
+from blockio.io import mapped, wall
 from blockio.io.limits import MAX_BOUNCE
 from blockio.io.memory import block_memory
-from blockio.types import Capability, DetectZeroes, RequestFlags
+from blockio.types import Capability, RequestFlags
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["read_blocks", "write_blocks", "write_through"]
 
 _FUA: Final = int(RequestFlags.FUA)
-_MAY_UNMAP: Final = int(RequestFlags.MAY_UNMAP)
 _COMPRESSED: Final = int(RequestFlags.WRITE_COMPRESSED)
 _UNCHANGED: Final = int(RequestFlags.WRITE_UNCHANGED)
 
@@ -63,17 +62,11 @@ async def write_blocks(io: NodeIO, offset: int, iov: IoVector, flags: int) -> bo
 
     True: FUA is wanted and the driver has none of its own, so a flush must follow once the write is counted.
     """
-    driver = io.driver()
-    detect = io.node.detect_zeroes
-    if detect is not DetectZeroes.OFF and not flags & _COMPRESSED:
-        if driver.capabilities.write_zeroes is Capability.NATIVE and iov.is_zero():
-            may_unmap = _MAY_UNMAP if detect is DetectZeroes.UNMAP else 0
-            return await zero.zero_blocks(io, offset, iov.nbytes, flags | may_unmap)
-    elif not flags and io.maps_writes is None and _fits(io.limits, iov):
-        await wall.pwritev(driver, io.limits, offset, iov, 0)  # what most writes are, without further ado
+    if not flags and io.maps_writes is None and _fits(io.limits, iov):
+        await wall.pwritev(io.driver(), io.limits, offset, iov, 0)  # what most writes are, without further ado
         return False
     if flags & _COMPRESSED:
-        await _write_compressed(driver, offset, iov)
+        await _write_compressed(io.driver(), offset, iov)
     else:
         await write_through(io, offset, iov, flags)
     return bool(flags & _FUA) and not io.native_fua

@@ -250,6 +250,10 @@ class NodeIO:
         if not nbytes:
             return
         self._must_be_writable()
+        if self.node.detect_zeroes is not DetectZeroes.OFF and not flags & _COMPRESSED and self._counts_as_zero(iov):
+            unmap = _MAY_UNMAP if self.node.detect_zeroes is DetectZeroes.UNMAP else 0
+            await self.co_pwrite_zeroes(offset, nbytes, flags | unmap)
+            return
         padding: Padding | None = None
         start, end = offset, offset + nbytes
         if (offset | nbytes) & self._mask:
@@ -275,6 +279,10 @@ class NodeIO:
                 await flush.flush(self)
         finally:
             self._leave(ticket, scope)
+
+    def _counts_as_zero(self, iov: IoVector) -> bool:
+        """For detect-zeroes: whether writing *iov* had better be a zero write."""
+        return self.driver().capabilities.write_zeroes is Capability.NATIVE and iov.is_zero()
 
     async def _read_blocks(self, offset: int, iov: IoVector) -> None:
         await data.read_blocks(self, offset, iov)
@@ -311,8 +319,9 @@ class NodeIO:
         zero.check_end(self, driver, offset + nbytes)
         padding = Padding(offset, nbytes, self._mask + 1) if misaligned else None
         start, end = (offset, offset + nbytes) if padding is None else (padding.start, padding.end)
-        serialising = padding is not None or bool(flags & _SERIALISING)
-        async with self.request(start, end, serialising=serialising, no_wait=bool(flags & _NO_WAIT)):
+        low, high = zero.touched(self, driver, start, end)
+        serialising = padding is not None or (low, high) != (start, end) or bool(flags & _SERIALISING)
+        async with self.request(low, high, serialising=serialising, no_wait=bool(flags & _NO_WAIT)):
             ok = False
             try:
                 if padding is None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from blockio.io.node_io import NodeIO
     from blockio.types import BlockLimits
 
-__all__ = ["check_end", "zero_blocks", "zero_padded"]
+__all__ = ["check_end", "touched", "zero_blocks", "zero_padded"]
 
 _FUA: Final = int(RequestFlags.FUA)
 _NO_FALLBACK: Final = int(RequestFlags.NO_FALLBACK)
@@ -40,6 +40,19 @@ def check_end(io: NodeIO, driver: BlockDriver, end: int) -> None:
     """OutOfRange where a format would have to grow: its size is in its metadata, and writing cannot move it."""
     if io.maps_writes is not None and end > driver.length:
         raise OutOfRange
+
+
+def touched(io: NodeIO, driver: BlockDriver, start: int, end: int) -> tuple[int, int]:
+    """The range that zeroing ``start .. end`` excludes other requests from, where that is wider than itself.
+
+    A format may zero a whole unit of which only a part is asked for, if the rest reads as zeroes (qcow2 does). Between
+    that look and the change nobody may write to the rest.
+    """
+    unit = io.limits.pwrite_zeroes_alignment
+    if io.maps_writes is None or not unit:
+        return start, end
+    high = end if end == driver.length else -(-end // unit) * unit
+    return start // unit * unit, high
 
 
 async def zero_blocks(io: NodeIO, offset: int, nbytes: int, flags: int) -> bool:
