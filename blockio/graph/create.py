@@ -44,15 +44,17 @@ async def create_image(
 ) -> None:
     """Make *filename* a new, empty image of format *driver* as *options* (``CreateOptions``) say.
 
-    An existing file is overwritten, as ``qemu-img create`` does. *file_options* are the protocol's own create options;
-    *flags* say how the file is cached meanwhile. When it fails or is cancelled, a file that did not exist before is
-    removed again. Errors carry QEMU's messages: ``Unknown file format 'x'``, ``Unknown protocol 'x'``, ``Invalid
-    parameter 'x'``, ``Could not create 'X': …`` and what the format says.
+    An existing file is overwritten, as ``qemu-img create`` does. *file_options* are the protocol's own create
+    options; those that only it knows may stand in *options* too. *flags* say how the file is cached meanwhile. When it
+    fails or is cancelled, a file that did not exist before is removed again. Errors carry QEMU's messages: ``Unknown
+    file format 'x'``, ``Unknown protocol 'x'``, ``Invalid parameter 'x'``, ``Could not create 'X': …`` and what the
+    format says.
     """
     cls = _format(driver)
     protocol = _protocol(filename)
     if issubclass(cls, FormatDriver):
-        typed = _convert(cls, options or {})
+        options, file_options = _sorted(cls, protocol, options or {}, file_options or {})
+        typed = _convert(cls, options)
         if not _overrides(protocol, "co_create_file"):
             raise UnsupportedFeature(f"Protocol driver '{protocol.name}' does not support image creation")
     else:
@@ -101,6 +103,20 @@ def _overrides(cls: type[BlockDriver], method: str) -> bool:
     """Whether *cls* or a base of its own has *method*, rather than the framework's, which only refuses."""
     owner = next((base for base in cls.__mro__ if method in base.__dict__), None)
     return owner is not None and owner not in (ProtocolDriver, FormatDriver)
+
+
+def _sorted(
+    cls: type[BlockDriver], protocol: type[BlockDriver], options: Mapping[str, Any], file_options: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options that only the protocol knows (``nocow``) are its; and a format gives its file the length it needs."""
+    mine, below = _fields(cls), _fields(protocol)
+    theirs = {name: value for name, value in options.items() if name in below - mine}
+    default = {"size": 0} if "size" in below else {}
+    return {name: value for name, value in options.items() if name not in theirs}, {**default, **theirs, **file_options}
+
+
+def _fields(cls: type[BlockDriver]) -> frozenset[str]:
+    return frozenset() if cls.CreateOptions is None else frozenset(cls.CreateOptions.__struct_encode_fields__)
 
 
 def _convert(cls: type[BlockDriver], options: Mapping[str, Any]) -> Any:

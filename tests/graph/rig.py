@@ -23,6 +23,7 @@ from blockio.driver.base import (
     ProtocolDriver,
     ReopenState,
 )
+from blockio.driver.options import Size
 from blockio.driver.registry import register, unregister
 from blockio.errors import BlockError, NotThisFormat
 from blockio.types import (
@@ -144,16 +145,23 @@ class StoreOptions(msgspec.Struct, frozen=True, rename="kebab"):
     locking: bool = False
 
 
+class StoreCreate(msgspec.Struct, frozen=True):
+    size: Size
+    colour: str = ""
+
+
 class Store(ProtocolDriver):
     """``toy-store:NAME``: bytes kept in ``disks``. Opening pauses at ``pause`` and fails by ``fail``."""
 
     name = "toy-store"
     protocols = ("toy-store",)
     Options = StoreOptions
+    CreateOptions = StoreCreate
     disks: ClassVar[dict[str, bytearray]] = {}
     log: ClassVar[list[str]] = []
     fail: ClassVar[dict[str, BaseException]] = {}
     held: ClassVar[int] = 0
+    colour: ClassVar[str] = ""
 
     @classmethod
     def parse_filename(cls, filename: str) -> dict[str, Any]:
@@ -162,7 +170,8 @@ class Store(ProtocolDriver):
     @classmethod
     async def co_create_file(cls, filename: str, options: Any) -> None:
         await step("create", filename)
-        cls.disks[filename] = bytearray()
+        cls.disks[filename] = bytearray(options.size)
+        cls.colour = options.colour
         await step("created", filename)
 
     @classmethod

@@ -34,10 +34,19 @@ async def test_an_existing_file_is_overwritten() -> None:
 
 async def test_plain_storage() -> None:
     with world():
-        with pytest.raises(BlockError, match="Invalid parameter 'size'"):
-            await create(driver="toy-store", size=1)
-        await create_image("toy-store", "toy-store:new", path_factory=Path)
-        assert Store.disks["new"] == b""
+        with pytest.raises(BlockError, match="Invalid parameter 'shape'"):
+            await create(driver="toy-store", size=1, shape="round")
+        await create_image("toy-store", "toy-store:new", {"size": "1k"}, path_factory=Path)
+        assert Store.disks["new"] == bytes(1024)
+
+
+async def test_what_only_the_storage_knows_is_its() -> None:
+    with world():
+        await create(size=1, colour="red")
+        assert Store.colour == "red"
+        await create_image("toy", "toy-store:new", {"size": 1}, file_options={"colour": "blue"}, path_factory=Path)
+        assert Store.colour == "blue"
+        assert len(Store.disks["new"]) == 513  # the format says how long, not the image's size
 
 
 @pytest.mark.parametrize(
