@@ -13,12 +13,10 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Final, TypeVar, TypeVarTuple
+from typing import Any, Final, TypeVar, TypeVarTuple
 
 from blockio.aio import syscalls
-
-if TYPE_CHECKING:
-    from blockio.aio.context import AioContext
+from blockio.aio.context import AioContext
 
 __all__ = ["MAX_WORKERS", "WorkerPool", "in_worker"]
 
@@ -179,8 +177,6 @@ class WorkerPool:
 
 async def in_worker(fn: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
     """``fn(*args)`` in a worker of the running loop's context, for callers that have no engine (yet)."""
-    from blockio.aio.context import AioContext  # noqa: PLC0415  # the context knows nothing of its shares
-
     context = AioContext.current()
     pool = context.share(WorkerPool, lambda: WorkerPool(context))
     try:
