@@ -158,7 +158,7 @@ async def test_writing_from_many_views_reads_back() -> None:
 async def test_zeroing_a_part_of_a_cluster_does_not_undo_a_write_beside_it(first: str) -> None:
     file = Disk(0, pauses=2, fast=False)
     async with opened(in_format(file, length=64 * K)) as rig:
-        rig.format.pauses = 3
+        rig.format.zero_pauses = 50
         jobs = [rig.write(100, b"x" * 100), rig.io.co_pwrite_zeroes(300, 100)]
         await asyncio.gather(*(jobs if first == "write" else reversed(jobs)))
         assert await rig.read(0, 500) == bytes(100) + b"x" * 100 + bytes(300)
@@ -168,7 +168,7 @@ async def test_zeroing_a_part_of_a_cluster_does_not_undo_a_write_beside_it(first
 async def test_detected_zeroes_beside_a_write_do_not_undo_it() -> None:
     file = Disk(0, pauses=2, fast=False)
     async with opened(in_format(file, length=64 * K), detect_zeroes=DetectZeroes.ON) as rig:
-        rig.format.pauses = 3
+        rig.format.zero_pauses = 50
         await asyncio.gather(rig.write(300, bytes(100)), rig.write(100, b"x" * 100))
         assert await rig.read(0, 500) == bytes(100) + b"x" * 100 + bytes(300)
         rig.whole()

@@ -309,6 +309,8 @@ class ClusterFormat(FormatDriver):
         zero_flags=RequestFlags.MAY_UNMAP | RequestFlags.NO_FALLBACK,
     )
     pauses = 0
+    zero_pauses = 0
+    """How long it takes between looking at the rest of a cluster and zeroing all of it."""
     fresh = True
     most = 1 << 30
     """How long one allocation or extent may be."""
@@ -415,7 +417,7 @@ class ClusterFormat(FormatDriver):
             # As qcow2: a whole cluster is zeroed for a part of it, if the rest reads as zeroes anyway.
             if self.table.get(first) != self.ZEROED and (first in self.table or self.backing is not None):
                 raise UnsupportedFeature
-            for _ in range(self.pauses):
+            for _ in range(self.zero_pauses):
                 await asyncio.sleep(0)
         self.fail("zero")
         for index in range(first, last + 1):
