@@ -91,7 +91,7 @@ async def test_like_a_bytearray(steps: list[Step], cluster: int, bits: int, sect
     size = sectors * 512
     child = await new_image(size, cluster_size=cluster, refcount_bits=bits, lazy_refcounts=lazy)
     model = bytearray(size)
-    async with open_disk(child, **{"l2_cache_size": 1024} if cluster == 512 else {}) as disk:
+    async with open_disk(child, l2_cache_size=1024 if cluster == 512 else None) as disk:
         await _carry_out(disk, model, steps, cluster, zeroes=True)
     check_image(child.data)
     assert qemu_reads(child.data) == model

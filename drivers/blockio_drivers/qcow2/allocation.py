@@ -19,6 +19,7 @@ from blockio_drivers.qcow2.tables import COMPRESSED, COPIED, L2_OFFSET_MASK, ZER
 
 if TYPE_CHECKING:
     from array import array
+    from collections.abc import Iterable
 
     from blockio_drivers.qcow2.allocator import Allocator
     from blockio_drivers.qcow2.cache import Slice
@@ -201,24 +202,34 @@ class Writer:
     def enter(self, found: Slice[array[int]], first: int, room: int, count: int) -> None:
         """Make *count* clusters at host offset *room* those of the guest clusters from entry *first* on."""
         table = found.table
-        for at in range(first, first + count):
-            entry = (room + ((at - first) << self._bits)) | COPIED
-            old = table[at]
-            table[at] = entry
-            if (old ^ entry) & ~ZERO:
-                self.let_go(old, discard=False)
+        old = table[first : first + count]
+        for at in range(count):
+            table[first + at] = (room + (at << self._bits)) | COPIED
+        if old[0] & L2_OFFSET_MASK != room:  # else it was ours before: an allocated zero cluster that is data now
+            self.let_go(old, discard=False)
         self._mapping.cache.mark(found, first * 8, (first + count) * 8)
         self.image.unstable = True  # the data we now point at
 
-    def let_go(self, entry: int, *, discard: bool) -> None:
-        """No L2 entry in memory is *entry* any more: free what it held, when that is safe."""
-        if entry & COMPRESSED:
-            where = self.image.geometry.compressed(entry)
-            cluster = where.offset >> self._bits
-            last = (where.offset + where.nbytes - 1) >> self._bits
-            self.image.retire(cluster, last - cluster + 1, discard=discard)
-        elif host := entry & L2_OFFSET_MASK:
-            self.image.retire(host >> self._bits, 1, discard=discard)
+    def let_go(self, entries: Iterable[int], *, discard: bool) -> None:
+        """No L2 entry in memory is one of *entries* any more: free what they held, when that is safe."""
+        bits = self._bits
+        start = end = 0  # host clusters side by side, freed as one
+        for entry in entries:
+            if entry & COMPRESSED:
+                where = self.image.geometry.compressed(entry)
+                first, last = where.offset >> bits, (where.offset + where.nbytes - 1) >> bits
+            elif entry & L2_OFFSET_MASK:
+                first = last = (entry & L2_OFFSET_MASK) >> bits
+            else:
+                continue
+            if first == end and end:
+                end = last + 1
+                continue
+            if end:
+                self.image.retire(start, end - start, discard=discard)
+            start, end = first, last + 1
+        if end:
+            self.image.retire(start, end - start, discard=discard)
 
     def give_back(self, room: int, count: int) -> None:
         """Room that nothing ever named is free."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from blockio_drivers.qcow2.allocation import Writer
     from blockio_drivers.qcow2.image import Image
     from blockio_drivers.qcow2.mapping import Mapping
+    from blockio_drivers.qcow2.writeback import WriteBack
 
 __all__ = ["Discarder"]
 
@@ -27,10 +28,13 @@ __all__ = ["Discarder"]
 class Discarder:
     """Makes ranges read as zeroes, or lets go of them. *pass_discard*: freed clusters are discarded in the file."""
 
-    def __init__(self, image: Image, mapping: Mapping, writer: Writer, *, pass_discard: bool) -> None:
+    def __init__(
+        self, image: Image, mapping: Mapping, writer: Writer, write_back: WriteBack, *, pass_discard: bool
+    ) -> None:
         self._image = image
         self._mapping = mapping
         self._writer = writer
+        self._write_back = write_back
         self._pass_discard = pass_discard
         self._version = image.geometry.version
         self._bits = image.geometry.cluster_bits
@@ -110,6 +114,7 @@ class Discarder:
                 continue
             if await self._writer.wait_for(offset, stop - offset):
                 continue
+            # No await between here and the end of the slice.
             table = found.table
             first = (offset >> self._bits) & (mapping.slice_entries - 1)
             last = first + ((stop - offset) >> self._bits)
@@ -117,6 +122,7 @@ class Discarder:
             if changed:
                 mapping.cache.mark(found, first * 8, last * 8)
             offset = stop
+            await self._write_back.relieve()  # a large disk has more clusters than should wait to be free
 
     def _has_table(self, offset: int) -> bool:
         index = offset >> self._image.geometry.l1_shift
@@ -128,6 +134,7 @@ class Discarder:
             if entry & (L2_OFFSET_MASK | ZERO) and not entry & COMPRESSED:
                 self._mapping.validate(entry, offset + ((at - first) << self._bits))
         changed = False
+        freed = []
         for at in range(first, last):
             old = table[at]
             new = change(old)
@@ -135,7 +142,8 @@ class Discarder:
                 changed = True
                 table[at] = new
                 if not new & L2_OFFSET_MASK:
-                    self._writer.let_go(old, discard=self._pass_discard)
+                    freed.append(old)
+        self._writer.let_go(freed, discard=self._pass_discard)
         return changed
 
     def _allocated(self, entry: int) -> bool:

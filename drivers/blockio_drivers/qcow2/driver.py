@@ -180,6 +180,7 @@ class Qcow2Driver(FormatDriver):
             image,
             self._mapping,
             self._writer,
+            self._write_back,
             pass_discard=self.host.flags.unmap if discard is None else discard,
         )
         self._compressed = CompressedReader(image)

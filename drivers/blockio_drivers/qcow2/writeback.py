@@ -131,14 +131,18 @@ class WriteBack:
     async def _discard(self, drops: deque[Freed]) -> None:
         """Pass discards down, for clusters whose last reference goes now and that nobody can have again yet."""
         bits = self._image.geometry.cluster_bits
-        for first, count, discard in drops:
+        for first, clusters, discard in drops:
             if not discard:
                 continue
-            for cluster in range(first, first + count):
-                if await self._allocator.refcount(cluster << bits) == 1:
+            start = first
+            for cluster in range(first, first + clusters + 1):
+                if cluster < first + clusters and await self._allocator.refcount(cluster << bits) == 1:
+                    continue
+                if start < cluster:
                     # A hint: the file may not know discards, and what it frees is its own affair.
                     with suppress(OSError):
-                        await self._image.file.co_pdiscard(cluster << bits, 1 << bits)
+                        await self._image.file.co_pdiscard(start << bits, (cluster - start) << bits)
+                start = cluster + 1
 
     async def settle_all(self) -> None:
         """With no request under way: write back and give back everything, with true refcounts on disk."""
