@@ -374,7 +374,11 @@ class BlockDriver(ABC):
         """Write *iov* at *offset*. FUA is set only where ``capabilities.fua`` is NATIVE."""
 
     async def co_pwrite_zeroes(self, offset: int, nbytes: int, flags: RequestFlags | int) -> None:
-        """Make the range read as zeroes; UnsupportedFeature: the framework writes zeroes itself."""
+        """Make the range read as zeroes; UnsupportedFeature: the framework writes zeroes itself.
+
+        The range crosses no ``pwrite_zeroes_alignment`` unless it consists of whole ones. Where a format is asked for a
+        part of one, no other request is in the rest of it meanwhile: it may zero all of it if the rest reads as zeroes.
+        """
         raise UnsupportedFeature
 
     async def co_pdiscard(self, offset: int, nbytes: int) -> None:
@@ -546,6 +550,9 @@ class FilterDriver(BlockDriver):
             copy_range=Capability.NONE,
             zero_flags=RequestFlags.MAY_UNMAP | RequestFlags.NO_FALLBACK | RequestFlags.FUA,
         )
+
+    def has_zero_init(self) -> bool:
+        return self.file.has_zero_init()
 
     async def co_getlength(self) -> int:
         self.length = await self.file.co_getlength()

@@ -52,6 +52,9 @@ class Child(Protocol):
     def read_only(self) -> bool:
         """Whether the child node was opened (or fell back to being) read-only."""
 
+    def has_zero_init(self) -> bool:
+        """Whether the child, if it is new, reads as zeroes without anybody writing them (a file does, a device not)."""
+
     # -- the slow lane: each may raise any BlockError, and may be cancelled, after which the child works on
 
     async def co_preadv(self, offset: int, iov: IoVector, flags: RequestFlags | int = 0) -> None:

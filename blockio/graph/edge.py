@@ -125,6 +125,11 @@ class Edge:
         """Whether the child node is read-only."""
         return self.node.flags.read_only
 
+    def has_zero_init(self) -> bool:
+        """Whether the child node, if it is new, reads as zeroes."""
+        driver = self.node.driver
+        return driver is not None and driver.has_zero_init()
+
     # -- requests
 
     def bind(self) -> None:

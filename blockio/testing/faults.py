@@ -132,6 +132,10 @@ class FaultyChild:
         """The child's."""
         return self.child.read_only
 
+    def has_zero_init(self) -> bool:
+        """The child's."""
+        return self.child.has_zero_init()
+
     async def co_preadv(self, offset: int, iov: IoVector, flags: RequestFlags | int = 0) -> None:
         """May fail as ``read``."""
         self.plan.before("read")

@@ -57,6 +57,10 @@ class MemoryChild:
         """How many bytes there are."""
         return len(self.data)
 
+    def has_zero_init(self) -> bool:
+        """Memory begins as zeroes."""
+        return True
+
     def _note(self, operation: str, offset: int, nbytes: int) -> None:
         self.log.append((operation, offset, nbytes))
         if self.before is not None:

@@ -147,6 +147,9 @@ class RawDriver(FormatDriver):
         """Whole sectors where the first one is watched: a write to it must be seen as a whole."""
         return BlockLimits(request_alignment=_SECTOR if self.host.probed else 1)
 
+    def has_zero_init(self) -> bool:
+        return self.file.has_zero_init()
+
     async def co_getlength(self) -> int:
         self.length = self._length_in(await self.file.co_getlength())
         return self.length

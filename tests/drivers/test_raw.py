@@ -208,6 +208,16 @@ async def test_a_named_or_read_only_disk_is_not_watched() -> None:
 # -- permissions, creation
 
 
+async def test_a_new_image_is_as_zero_as_its_file() -> None:
+    class Device(MemoryChild):
+        def has_zero_init(self) -> bool:
+            return False
+
+    for child in (MemoryChild(bytes(512)), Device(bytes(512))):
+        driver, _ = await over(child)
+        assert driver.has_zero_init() is child.has_zero_init()
+
+
 async def test_raw_asks_of_its_file_what_its_users_ask_of_it() -> None:
     for offset in (0, 512):
         driver, _ = await over(MemoryChild(bytes(8192)), offset=offset)
