@@ -1,0 +1,136 @@
+"""The examples run, and what they show as drivers keeps the promises of drivers."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from blockio.driver.registry import register, unregister
+from blockio.testing.conformance import MakeDisk, Traits, check_driver
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+PLUGIN = EXAMPLES / "plugin_driver"
+
+
+def run(*argv: object, path: Path | None = None) -> str:
+    """What a Python program prints; *path* is importable for it."""
+    environment = {"PYTHONPATH": str(path)} if path else {}
+    words = [sys.executable, *map(str, argv)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def load(path: Path, name: str) -> ModuleType:
+    """The module in the file *path*."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def concat() -> Iterator[None]:
+    """The plugin's driver, as a program that does not install it would use it."""
+    driver = load(PLUGIN / "blockio_concat" / "__init__.py", "blockio_concat").ConcatDriver
+    register(driver)
+    yield
+    unregister(driver)
+
+
+@pytest.fixture
+def xor() -> Iterator[None]:
+    driver = load(EXAMPLES / "xor_filter.py", "xor_filter").XorFilter
+    register(driver)
+    yield
+    unregister(driver)
+
+
+def files(tmp_path: Path, shape: Mapping[str, Any], *names: str) -> MakeDisk:
+    """Disks of *shape* whose children *names* are files that share the length."""
+    numbers = itertools.count()
+
+    async def make(length: int) -> Mapping[str, Any]:
+        options = dict(shape)
+        for name in names:
+            path = tmp_path / f"{name}{next(numbers)}"
+            with path.open("wb") as file:
+                file.truncate(length // len(names))
+            options[name] = {"driver": "file", "filename": str(path)}
+        return options
+
+    return make
+
+
+def test_quickstart(tmp_path: Path) -> None:
+    shown = run(EXAMPLES / "quickstart.py", tmp_path / "disk.qcow2")
+    assert shown.splitlines() == [
+        "disk.qcow2: 64 MiB",
+        "drained, 0 requests in flight",
+        "task 7 was here",
+        "read-only: Operation not permitted",
+    ]
+
+
+def test_filter_as_a_program() -> None:
+    assert run(EXAMPLES / "xor_filter.py").startswith("above: b'in the clear'\nbelow: b'CD")
+
+
+def test_the_plugin_is_found_through_its_entry_point(tmp_path: Path) -> None:
+    """Laid out as an installer would: the package, and beside it what it declares."""
+    project = tomllib.loads((PLUGIN / "pyproject.toml").read_text())["project"]
+    (tmp_path / "blockio_concat").symlink_to(PLUGIN / "blockio_concat")
+    info = tmp_path / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+    points = project["entry-points"]["blockio.drivers"]
+    (info / "entry_points.txt").write_text(
+        "[blockio.drivers]\n" + "".join(f"{name} = {target}\n" for name, target in points.items())
+    )
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.write_bytes(b"1" * 4096)
+    two.write_bytes(b"2" * 4096)
+    options = {
+        "driver": "concat",
+        "file": {"driver": "file", "filename": str(one)},
+        "second": {"driver": "file", "filename": str(two)},
+    }
+    program = f"""
+import asyncio, blockio
+async def main():
+    async with blockio.open(options={json.dumps(options)}) as disk:
+        memory = bytearray(4)
+        await disk.co_preadv(4094, memory)
+        print(disk.getlength(), memory.decode())
+asyncio.run(main())
+"""
+    assert run("-c", program, path=tmp_path) == "8192 1122\n"
+
+
+def test_the_plugin_is_some_thirty_lines() -> None:
+    lines = (PLUGIN / "blockio_concat" / "__init__.py").read_text().partition("class ConcatDriver")[2].splitlines()
+    assert len([line for line in lines if line.strip()]) <= 30
+
+
+async def test_the_plugin_conforms(tmp_path: Path, concat: None) -> None:
+    report = await check_driver(files(tmp_path, {"driver": "concat"}, "file", "second"), Traits(resizable=False))
+    assert report.ok, f"\n{report}"
+
+
+async def test_the_filter_conforms(tmp_path: Path, xor: None) -> None:
+    report = await check_driver(
+        files(tmp_path, {"driver": "xor", "key": 42}, "file"), Traits(reads_zero=False, resizable=False)
+    )
+    assert report.ok, f"\n{report}"
