@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from blockio.errors import BlockError
 from blockio_drivers.qcow2.cache import MetadataCache, Slice
-from blockio_drivers.qcow2.image import Corruption, Freed
+from blockio_drivers.qcow2.image import Corruption, Freed, hexadecimal
 from blockio_drivers.qcow2.overlap import SortedOffsets
 from blockio_drivers.qcow2.refcounts import RefcountCodec
 from blockio_drivers.qcow2.runs import FreeRuns
@@ -113,7 +113,7 @@ class Allocator:
         block = self.table[index] & REFCOUNT_TABLE_OFFSET_MASK
         if block & self._image.geometry.cluster_mask:
             raise Corruption(
-                f"Refblock offset {block:#x} unaligned (reftable index: {index:#x})",
+                f"Refblock offset {block:#x} unaligned (reftable index: {hexadecimal(index)})",
                 offset=block,
                 size=self._image.geometry.cluster_size,
             )
@@ -186,7 +186,8 @@ class Allocator:
                 raise Corruption(f"Preventing invalid allocation of {what} at offset 0")
             end = (first + count + len(blocks)) << self._bits
             self._image.guard.check(offset, end - offset)
-            fresh = offset >= max(self._touched, self._image.file.length)
+            file = self._image.file
+            fresh = offset >= max(self._touched, file.length) and file.has_zero_init()
             self._touched = max(self._touched, end)
             await self._take(first, count, blocks)
             return Room(offset, fresh)
@@ -372,6 +373,16 @@ class Allocator:
                 freed.popleft()
             else:
                 freed[0] = Freed(first + now, count - now, discard)
+
+    async def used(self) -> int:
+        """How many clusters have a refcount. Costs a look through all refcount blocks."""
+        total = 0
+        async with self._lock:
+            for key in range(self._blocks_end << (self._block_bits - self._slice_bits)):
+                if self._block_offset(key):
+                    values = self._codec.decode((await self.cache.get(key)).table)
+                    total += len(values) - values.count(0)
+        return total
 
     async def last_used(self) -> int:
         """The number of the last cluster whose refcount is not 0; -1 where there is none."""

@@ -43,6 +43,7 @@ from blockio_drivers.qcow2.cache import CacheStatistics
 from blockio_drivers.qcow2.compressed import CompressedReader
 from blockio_drivers.qcow2.discard import Discarder
 from blockio_drivers.qcow2.header import MAGIC, Header, header_area
+from blockio_drivers.qcow2.holes import data_may_be_hole
 from blockio_drivers.qcow2.image import Corruption, Image, finish
 from blockio_drivers.qcow2.info import specific_info
 from blockio_drivers.qcow2.mapping import Mapping
@@ -92,6 +93,7 @@ class Qcow2Driver(FormatDriver):
     def __init__(self, host: DriverHost) -> None:
         super().__init__(host)
         self._armed = False
+        self._data_may_be_hole: bool | None = None
 
     # -- probing and creation
 
@@ -292,7 +294,7 @@ class Qcow2Driver(FormatDriver):
 
     def has_zero_init(self) -> bool:
         """A new image maps nothing; one that was preallocated relies on its file."""
-        return not any(self._image.l1[:1])
+        return not any(self._image.l1[:1]) or self.file.has_zero_init()
 
     async def co_get_info(self) -> BlockInfo:
         """Cluster size, and whether refcounts lag behind."""
@@ -329,6 +331,12 @@ class Qcow2Driver(FormatDriver):
     def try_map(self, offset: int, nbytes: int) -> Extent | None:
         """The same from the slices in memory."""
         return None if self._image.dead else self._mapping.try_map(offset, nbytes)
+
+    async def co_data_may_be_hole(self) -> bool:
+        """Whether only metadata was preallocated; looked up once."""
+        if self._data_may_be_hole is None:
+            self._data_may_be_hole = await self._signalling(data_may_be_hole(self._image, self._allocator))
+        return self._data_may_be_hole
 
     def map_begin(self) -> object:
         """From now on what is freed stays untouched."""

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from blockio_drivers.qcow2.header import Header
     from blockio_drivers.qcow2.overlap import OverlapGuard
 
-__all__ = ["Corruption", "Freed", "Image", "finish"]
+__all__ = ["Corruption", "Freed", "Image", "finish", "hexadecimal"]
 
 _SIZE_OFFSET: Final = 24
 _L1_OFFSET: Final = 36
@@ -59,6 +59,11 @@ async def finish(work: Coroutine[Any, Any, None]) -> None:
             task.exception()  # seen, so that nobody complains of it; the cancellation goes first
         raise cancelled
     task.result()
+
+
+def hexadecimal(number: int) -> str:
+    """*number* as C's ``%#x`` has it, which writes a bare 0."""
+    return f"{number:#x}" if number else "0"
 
 
 class Corruption(CorruptImage):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from blockio.types import Extent, ExtentKind
 from blockio_drivers.qcow2.cache import MetadataCache, Slice
-from blockio_drivers.qcow2.image import Corruption
+from blockio_drivers.qcow2.image import Corruption, hexadecimal
 from blockio_drivers.qcow2.overlap import SortedOffsets
 from blockio_drivers.qcow2.tables import (
     COMPRESSED,
@@ -103,7 +103,7 @@ class Mapping:
         """Where the L2 table of *l1_index* is, 0 where there is none. Corruption where it cannot be there."""
         offset = self._image.l1[l1_index] & L1_OFFSET_MASK
         if offset & self._mask:
-            raise Corruption(f"L2 table offset {offset:#x} unaligned (L1 index: {l1_index:#x})")
+            raise Corruption(f"L2 table offset {offset:#x} unaligned (L1 index: {hexadecimal(l1_index)})")
         return offset
 
     def _slice_offset(self, key: int) -> int:
@@ -279,7 +279,7 @@ class Mapping:
     def _where(self, offset: int) -> str:
         table = self._image.l1[offset >> self._l1_shift] & L1_OFFSET_MASK
         index = (offset >> self._bits) & (self._image.geometry.l2_entries - 1)
-        return f"L2 offset: {table:#x}, L2 index: {index:#x}"
+        return f"L2 offset: {table:#x}, L2 index: {hexadecimal(index)}"
 
     # -- for the write-back
 
