@@ -10,7 +10,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from blockio.aio.context import AioContext, finish
-from blockio.driver.base import BlockDriver
+from blockio.driver.base import BlockDriver, DriverKind
 from blockio.errors import BlockError, ReadOnly
 from blockio.graph import drain, names
 from blockio.graph.events import ImageCorrupted, Listener, NodeEvent, Reported
@@ -341,7 +341,7 @@ class BlockNode:
     def resized(self, edge: Edge) -> None:
         """A filter is as long as what it filters; other drivers keep their own length."""
         driver = self.driver
-        if driver is not None and self._opened and edge.role & Role.FILTERED and driver.length != edge.length:
+        if driver is not None and self._opened and driver.kind is DriverKind.FILTER and driver.length != edge.length:
             driver.length = edge.length
             self.length_changed()
 

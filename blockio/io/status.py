@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from blockio.driver.base import FilterDriver, FormatDriver
+from blockio.driver.base import DriverKind, FilterDriver, FormatDriver
 from blockio.io import mapped
-from blockio.types import BlockStatus, ExtentKind, Role, StatusFlags
+from blockio.types import BlockStatus, ExtentKind, StatusFlags
 
 if TYPE_CHECKING:
     from blockio.driver.base import BlockDriver
@@ -167,7 +167,7 @@ async def block_status_above(
 
 def _layer_below(node: BlockNode) -> BlockNode | None:
     """The node that shows through where *node* has nothing: a filter's child, a format's backing file."""
-    edge = next((edge for edge in node.children.values() if edge.role & (Role.FILTERED | Role.COW)), None)
+    edge = node.primary if node.driver_class.kind is DriverKind.FILTER else node.backing
     return None if edge is None else edge.node
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
+from blockio.driver.base import DriverKind
 from blockio.errors import BlockError, ReadOnly, UnsupportedFeature
 from blockio.io import wall
 from blockio.io.limits import check_range
@@ -52,7 +53,9 @@ async def truncate(io: NodeIO, length: int, *, exact: bool, prealloc: PreallocMo
         finally:
             # Also when it failed: how far it came is the driver's to know.
             io.written(start, 0, ok=ok)
-            if driver.length != before:
+            if (
+                driver.length != before and driver.kind is not DriverKind.FILTER
+            ):  # a filter's parents heard of its child
                 io.node.length_changed()
         if driver.length < length:
             raise RuntimeError(f"driver '{driver.name}' is {driver.length} bytes long after truncating to {length}")

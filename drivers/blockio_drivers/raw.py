@@ -183,6 +183,13 @@ class RawDriver(FormatDriver):
         if offset < _SECTOR and self.host.probed:
             iov = self._checked_first_sector(iov)
         await self.file.co_pwritev(offset + self.offset, iov, flags)
+        self._reached(offset + iov.nbytes)
+
+    def _reached(self, end: int) -> None:
+        """A write ended at *end*: past the disk's end it has made the disk longer, by whole sectors."""
+        if end > self.length:
+            self.length = _whole_sectors(end)
+            self.host.length_changed()
 
     def _checked_first_sector(self, iov: IoVector) -> IoVector:
         """*iov* with its first sector copied and looked at; ReadOnly (EPERM) if it is the head of another format.
@@ -200,6 +207,7 @@ class RawDriver(FormatDriver):
         if self.fixed_size is not None and offset + nbytes > self.fixed_size:
             self._refuse_beyond()
         await self.file.co_pwrite_zeroes(offset + self.offset, nbytes, flags)
+        self._reached(offset + nbytes)
 
     async def co_pdiscard(self, offset: int, nbytes: int) -> None:
         if self.fixed_size is not None and offset + nbytes > self.fixed_size:

@@ -252,6 +252,18 @@ async def test_reading_past_a_file_that_ends_inside_a_sector(tmp_path: Path) -> 
     assert path.read_bytes() == pattern(1000)[:512] + b"z" * 512
 
 
+async def test_a_write_past_the_end_adds_whole_sectors(tmp_path: Path) -> None:
+    path = tmp_path / "a.raw"
+    path.write_bytes(pattern(1000))
+    async with opened(path, **window(path)) as rig:
+        await rig.write(1024, b"z" * 100)
+        assert (rig.node.length, rig.top.resizes) == (1536, 1)
+        await rig.io.co_pwrite_zeroes(2000, 10)
+        assert (rig.node.length, rig.top.resizes) == (2048, 2)
+        assert await rig.read(1000, 1048) == bytes(24) + b"z" * 100 + bytes(924)
+    assert path.stat().st_size == 2010
+
+
 async def test_a_guessed_disk_through_the_whole_path(tmp_path: Path) -> None:
     path = tmp_path / "a.raw"
     path.write_bytes(bytes(8192))
