@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 .PHONY: help venv peers demo test explore bench lint format clean
 BIN := .venv/bin
-SEED ?= random
+SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d " ")
 TESTS ?= tests
 
 help:
