@@ -79,7 +79,7 @@ class PercentLines(Watcher):
         self._show(0.0)
 
     def observer(self, progress: Progress) -> None:
-        current = min(100.0, progress.fraction * 100) if progress.total or progress.done else 0.0
+        current = min(100.0, progress.fraction * 100)
         if current > self._last + self._least_step or current < self._last or current in (0.0, 100.0):
             self._show(current)
 

@@ -14,7 +14,7 @@ from blockio.driver.registry import find_driver, find_protocol
 from blockio.errors import BlockError, OptionError, UnsupportedFeature
 from blockio.graph import perms
 from blockio.graph.mutate import attach_child, detach_child
-from blockio.graph.open import open_node
+from blockio.graph.open import is_device, open_node
 from blockio.types import Limits, OpenFlags, Perm, Role
 
 if TYPE_CHECKING:
@@ -94,7 +94,8 @@ def _format(driver: str) -> type[BlockDriver]:
 
 def _protocol(filename: str) -> type[BlockDriver]:
     try:
-        return find_protocol(filename, allow_prefix=split_protocol(filename) is not None)
+        prefixed = split_protocol(filename) is not None
+        return find_protocol(filename, allow_prefix=prefixed, is_device=not prefixed and is_device(filename))
     except BlockError as error:
         raise OptionError(str(error)) from error
 

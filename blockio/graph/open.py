@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from blockio.graph.edge import Edge
     from blockio.graph.path import PathFactory
 
-__all__ = ["open_node"]
+__all__ = ["is_device", "open_node"]
 
 _MISSING: Final = object()
 _LOCAL: Final = ("file", "host_device")
@@ -142,6 +142,11 @@ def _storage(cls: type[BlockDriver], options: Mapping[str, Any]) -> object:
     if not isinstance(name, str):
         return None
     return _identify(name)[0] if cls.name in _LOCAL else (cls.name, name)
+
+
+def is_device(path: str) -> bool:
+    """Whether *path* leads to a block or character device."""
+    return _identify(path)[1]
 
 
 def _identify(path: str) -> tuple[object, bool]:

@@ -62,15 +62,15 @@ async def convert(
     """Copy *sources*, one after the other, onto *target*, a new image of *format* with *options*.
 
     *create* False: *target* exists, is at least as long, and is written in place (*target_is_zero*: it reads as
-    zeroes). With *backing_file* the new image only gets what the source's top image holds itself. *sparse*: runs of that
-    many zeroes take no space if possible; 0 writes everything. *workers* requests are under way at once; *in_order* False
-    lets their writes begin in any order. *copy_offload* asks the storage to copy. *salvage*: what cannot be read becomes
-    zeroes. *limit* slows it down, and may be changed meanwhile. The target is cached ``unsafe`` unless it is an ``Image``
-    that says otherwise: flush it yourself where a power failure matters.
+    zeroes). With *backing_file* the new image only gets what the source's top image holds itself. *sparse*: runs of
+    that many zeroes take no space if possible; 0 writes everything. *workers* requests are under way at once;
+    *in_order* False lets their writes begin in any order. *copy_offload* asks the storage to copy. *salvage*: what
+    cannot be read becomes zeroes. *limit* slows it down, and may be changed meanwhile. The target is cached ``unsafe``
+    unless it is an ``Image`` that says otherwise: flush it yourself where a power failure matters.
 
     Raises BlockError; ``error while reading at byte N: …`` or ``writing`` for I/O on the way; UnsupportedFeature for
-    *compress*, *snapshot*, and *bitmaps* of a source that has some. A failed or cancelled conversion leaves no half-written
-    file behind.
+    *compress*, *snapshot*, and *bitmaps* of a source that has some. A failed or cancelled conversion leaves no
+    half-written file behind.
     """
     inputs = [image_of(source) for source in ([sources] if isinstance(sources, (str, Image)) else sources)]
     if not inputs:
@@ -149,7 +149,7 @@ def _plan(
     if backing_file is not None:
         plan.set("backing_file", backing_file, f"Backing file not supported for file format '{format}'")
     if backing_format is not None:
-        plan.set("backing_fmt", backing_format, f"Backing format not supported for file format '{format}'")
+        plan.set("backing_fmt", backing_format, f"Backing file format not supported for file format '{format}'")
     return plan
 
 
@@ -245,7 +245,8 @@ class _Place:
         self._path = path = _plain_path(plan)
         if path is None:
             return
-        final = os.path.realpath(path)
+        # Only a link is followed: what the image refers to is found from its folder as it is named.
+        final = os.path.realpath(path) if os.path.islink(path) else path
         if not os.path.lexists(final):
             self._final, self._beside = final, _temporary_name(final)
             self.image = msgspec.structs.replace(self._output, filename=self._beside, label=self._output.name)

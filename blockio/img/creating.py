@@ -21,7 +21,7 @@ from blockio.img.opening import Image, full_backing_name, opened, sectors_up
 from blockio.img.options import CreateOption, known_options, merged, typed
 from blockio.img.results import CreateResult
 from blockio.io import NodeIO
-from blockio.types import Limits, OpenFlags
+from blockio.types import Limits, OpenFlags, PreallocMode
 
 if TYPE_CHECKING:
     from blockio.driver.base import BlockDriver
@@ -94,16 +94,27 @@ class CreatePlan(msgspec.Struct):
         mine = _fields(self.driver)
         below = frozenset() if self.protocol is self.driver else _fields(self.protocol)
         options: dict[str, Any] = {}
-        # The format gives its file the length it needs.
-        file_options: dict[str, Any] = {"size": 0} if "size" in below else {}
+        # The format gives its file the length it needs; a raw disk is its storage, and a device must be long enough.
+        whole = self.driver.name == "raw" and self.protocol.name != "file"
+        file_options: dict[str, Any] = {"size": self.values.get("size", 0) if whole else 0} if "size" in below else {}
         for name, value in self.values.items():
+            if name == "preallocation" and self.driver.name != "qcow2":
+                _must_be_mode(value)
             if name in mine:
                 options[name] = value
             elif name in below:
                 file_options[name] = value
             elif value is not False and name not in _HINTS:
                 raise UnsupportedFeature(f"Option '{name}' of format '{self.driver.name}' is not supported yet")
+        if self.driver is self.protocol and "size" in options:
+            options["size"] = sectors_up(options["size"])
         return options, file_options
+
+
+def _must_be_mode(value: str) -> None:
+    """For storage's own option; formats have their own words."""
+    if value not in [mode.value for mode in PreallocMode]:
+        raise OptionError(f"invalid parameter value: {value}")
 
 
 def _fields(cls: type[BlockDriver]) -> frozenset[str]:
@@ -192,7 +203,7 @@ async def create(
     if backing_file is not None:
         plan.set("backing_file", backing_file, f"Backing file not supported for file format '{format}'")
     if backing_format is not None:
-        plan.set("backing_fmt", backing_format, f"Backing format not supported for file format '{format}'")
+        plan.set("backing_fmt", backing_format, f"Backing file format not supported for file format '{format}'")
     backing = plan.get("backing_file")
     if backing is not None:
         if backing == filename:

@@ -95,7 +95,7 @@ async def node_info(node: BlockNode) -> ImageInfo:
         encrypted="encrypt" in data,
         snapshots=snapshots,
         backing_filename=backing,
-        full_backing_filename=None if backing is None else full_backing_name(node.filename, backing),
+        full_backing_filename=None if backing is None else full_backing_name(_name(node), backing),
         backing_filename_format=backing_format,
         format_specific=None if specific is None else {"type": specific["type"], "data": data},
     )

@@ -56,7 +56,9 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def name(self) -> str:
         """What messages call it."""
-        return self.label or self.filename or "<options>"
+        if self.label:
+            return self.label
+        return "<options>" if self.filename is None else self.filename
 
 
 ImageLike: TypeAlias = "Image | str"

@@ -56,6 +56,9 @@ class NullCoDriver(ProtocolDriver):
         self._waits = self.always_later
         self._read_zeroes = False
 
+    async def co_get_allocated_file_size(self) -> int:
+        return 0
+
     @classmethod
     def parse_filename(cls, filename: str) -> dict[str, Any]:
         """Only ``null-co://`` (or ``null-aio://``) is a name; it says nothing. OptionError for any other."""

@@ -60,15 +60,15 @@ def prepare(args: list[str], output: Output) -> _Plan | None:
 
 async def execute(plan: _Plan, output: Output) -> int:
     """Print one line for each run."""
-    separator = "["
+    first = True
     async with aclosing(map_image(plan.image, start=plan.start, length=plan.length)) as entries:
-        if not plan.json:
-            output.out(f"{'Offset':<16}{'Length':<16}{'Mapped to':<16}File\n")
         async for entry in entries:
             if plan.json:
-                output.out(separator + _member(entry))
-                separator = ",\n"
-            elif entry.data:
+                output.out(("[" if first else ",\n") + _member(entry))
+            elif first:
+                output.out(f"{'Offset':<16}{'Length':<16}{'Mapped to':<16}File\n")
+            first = False
+            if entry.data and not plan.json:
                 _print_row(entry, output)
         if plan.json:
             output.out("]\n")

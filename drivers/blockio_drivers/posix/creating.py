@@ -85,7 +85,8 @@ async def overwrite_device(filename: str, size: int) -> None:
         engine = choose_engine(file.fd)
         try:
             LockBytes(file.fd, filename, required=False).take(Perm.WRITE | Perm.RESIZE, Perm.ALL & ~Perm.RESIZE)
-            await engine.pwritev(0, [memoryview(bytes(min(size, _FIRST_BLOCK)))])
+            if size:
+                await engine.pwritev(0, [memoryview(bytes(min(size, _FIRST_BLOCK)))])
         finally:
             engine.close()
     finally:

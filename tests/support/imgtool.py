@@ -1,0 +1,142 @@
+"""The real qemu-img and ours, side by side on equal folders."""
+
+from __future__ import annotations
+
+import filecmp
+import hashlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from blockio.cli.img import main
+from tests.support.qemu import qemu_img
+
+__all__ = ["Outcome", "Said", "capture", "contents", "ours", "run_both"]
+
+
+class Said(NamedTuple):
+    """What one call of a tool told its caller."""
+
+    status: int
+    out: str
+    err: str
+
+
+class Outcome(NamedTuple):
+    """What a script of calls told and left behind."""
+
+    said: list[Said]
+    files: dict[str, str]
+
+
+def capture(argv: list[str], folder: Path, capsys_dir: Path, prog: str = "qemu-img") -> Said:
+    """Run our tool in this process, in *folder*; descriptors 1 and 2 go to files in *capsys_dir*."""
+    paths = [capsys_dir / "stdout", capsys_dir / "stderr"]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(1), os.dup(2)]
+    here = os.getcwd()
+    try:
+        for fd, path in zip((1, 2), paths, strict=True):
+            with path.open("wb") as file:
+                os.dup2(file.fileno(), fd)
+        os.chdir(folder)
+        status = main(argv, prog)
+    finally:
+        os.chdir(here)
+        for fd, old in zip((1, 2), kept, strict=True):
+            os.dup2(old, fd)
+            os.close(old)
+    out, err = (_text(path.read_bytes()) for path in paths)
+    return Said(status, out, err)
+
+
+def ours(line: str, folder: Path, aside: Path) -> Said:
+    """One *line*, as a shell splits it, through our tool."""
+    return capture(shlex.split(line), folder, aside)
+
+
+def _theirs(line: str, folder: Path) -> Said:
+    # Not as text: that would turn carriage returns into line feeds.
+    done = subprocess.run(
+        ["qemu-img", *shlex.split(line)], cwd=folder, capture_output=True, stdin=subprocess.DEVNULL, check=False
+    )
+    return Said(done.returncode, _text(done.stdout), _text(done.stderr))
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
+
+
+def contents(folder: Path, template: Path) -> dict[str, str]:
+    """Every file in *folder*, and what is in it: a raw file's bytes, a qcow2 image's description, health and disk."""
+    found: dict[str, str] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            name = str(path.relative_to(folder))
+            known = template / name
+            if known.exists() and filecmp.cmp(path, known, shallow=False):
+                found[name] = "as it was"
+            else:
+                found[name] = _content(path)
+    return found
+
+
+def _content(path: Path) -> str:
+    with path.open("rb") as file:
+        if file.read(4) != b"QFI\xfb":
+            file.seek(0)
+            return f"{path.stat().st_size} bytes {hashlib.file_digest(file, 'sha256').hexdigest()}"
+    described = qemu_img("info", "-U", "--output=json", "-f", "qcow2", path.name, check=False, cwd=path.parent)
+    facts = json.loads(described.stdout) if described.returncode == 0 else {}
+    facts.pop("actual-size", None)
+    health = qemu_img("check", "-U", "-f", "qcow2", path.name, check=False, cwd=path.parent)
+    return f"{json.dumps(facts, sort_keys=True)} check {health.returncode} {_layers(path)} {_disk(path)}"
+
+
+def _layers(path: Path) -> list[tuple[int, int, bool, bool]]:
+    """Runs of (length, depth, present, data): which clusters there are, not where."""
+    mapped = qemu_img("map", "-U", "--output=json", "-f", "qcow2", path.name, check=False, cwd=path.parent)
+    runs: list[tuple[int, int, bool, bool]] = []
+    for entry in json.loads(mapped.stdout) if mapped.returncode == 0 else []:
+        kind = (entry["depth"], entry["present"], entry["data"])
+        if runs and runs[-1][1:] == kind:
+            runs[-1] = (runs[-1][0] + entry["length"], *kind)
+        else:
+            runs.append((entry["length"], *kind))
+    return runs
+
+
+def _disk(path: Path) -> str:
+    """A digest of what a guest sees, whatever its size: of all data, as they are read."""
+    with tempfile.TemporaryDirectory() as folder:
+        done = qemu_img("convert", "-U", "-f", "qcow2", path, f"{folder}/disk", check=False, cwd=path.parent)
+        if done.returncode != 0:
+            return "cannot be read"
+        with open(f"{folder}/disk", "rb") as file:
+            if os.fstat(file.fileno()).st_size > 64 << 20:
+                return "too long to look at"
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _copy(names: Iterable[str], template: Path, folder: Path) -> None:
+    """Copy with holes and all: they are what ``map`` shows."""
+    (folder / "sub").mkdir(parents=True)
+    subprocess.run(["cp", "-a", "--parents", "--sparse=auto", *names, folder], cwd=template, check=True)
+
+
+def run_both(script: list[str], names: Iterable[str], template: Path, scratch: Path) -> tuple[Outcome, Outcome]:
+    """Run the lines of *script* through both tools, each beside its own copies of *names*: (theirs, ours)."""
+    left, right, aside = scratch / "theirs", scratch / "ours", scratch / "aside"
+    for folder in (left, right):
+        _copy(names, template, folder)
+    aside.mkdir()
+    theirs = [_theirs(line, left) for line in script]
+    mine = [ours(line, right, aside) for line in script]
+    return Outcome(theirs, contents(left, template)), Outcome(mine, contents(right, template))
