@@ -48,6 +48,7 @@ _BLOCKING_IS_FINE: Final = (
     ("cli/io/snapshot.py", {"open_on_snapshot"}),
     # Tests that look at what happened on disk may block: nobody else is in their loop.
     ("_pytest/tmpdir.py", {"mktemp", "getbasetemp"}),
+    ("_pytest/capture.py", {"readouterr"}),
 )
 """Pairs of a file's end and the functions in it under which blockio may block the loop, each with its reason."""
 

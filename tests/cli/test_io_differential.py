@@ -19,6 +19,7 @@ from typing import NamedTuple
 import pytest
 
 from blockio.cli.io import main
+from tests.support.full_disk import small_file_system
 from tests.support.qemu import assert_clean, qemu_img, qemu_io, without_timing
 
 pytestmark = pytest.mark.peer("qemu-img", "qemu-io")
@@ -562,6 +563,29 @@ def test_the_usage_lines_of_the_commands_are_the_same(both: Both) -> None:
     later = {"abort", "break", "info", "remove_break", "resume", "sigraise", "wait_break"}
     lines = [line for line in theirs.out.splitlines() if line.split(" ")[0] not in later]
     assert ours.out.splitlines() == lines
+
+
+@pytest.mark.parametrize("command", ["write 0 4M", "aio_write 0 4M", "writev 0 4M", "write -f 0 4M"])
+def test_a_full_disk_is_told_as_the_real_tool_tells_it(
+    command: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with small_file_system(tmp_path, 1 << 20) as folder:
+        image = folder / "disk.raw"
+        outcomes = []
+        for ours in (True, False):
+            image.unlink(missing_ok=True)
+            image.touch()
+            os.truncate(image, 4 << 20)
+            words = ["-f", "raw", str(image), "-c", command, "-c", "aio_flush", "-c", "read -q -P 0 3M 1M"]
+            if ours:
+                status = main(words, "qemu-io")
+                shown = capfd.readouterr()
+                outcomes.append((status, shown.out, shown.err))
+            else:
+                done = subprocess.run(["qemu-io", *words], capture_output=True, text=True, check=False)
+                outcomes.append((done.returncode, done.stdout, done.stderr))
+    assert "No space left on device" in outcomes[0][1]
+    assert outcomes[0] == outcomes[1]
 
 
 @pytest.mark.parametrize("name", ["backing", "itself"])
