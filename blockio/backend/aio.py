@@ -18,6 +18,7 @@ from blockio.backend.requests import Requests, readable_vector, writable_vector
 from blockio.graph.drain import RequestScope
 
 if TYPE_CHECKING:
+    from blockio.backend.parking import Place
     from blockio.buffers import BufferLike
     from blockio.types import RequestFlags
 
@@ -29,22 +30,20 @@ _HOW = "use the co_ form, which hops over, or blk.context.schedule_bh"
 class AioRequest:
     """One request under way. Await it for its end (and its error), or let it call back.
 
-    Invariant: from its making until its callback has returned it is either parked on its backend (``_turn``) or in
-    flight there. Cancelling who awaits it cancels the request, and lets the awaiter go once the memory is no longer in
-    use.
+    Invariant: from its making until its callback has returned it is either parked on its backend or in flight there;
+    ``_place`` is its place in the line until its task begins to wait. Cancelling who awaits it cancels the request, and
+    lets the awaiter go once the memory is no longer in use.
     """
 
     __slots__ = (
         "__weakref__",
         "_blk",
-        "_cancelled",
         "_cb",
         "_error",
         "_looked_at",
+        "_place",
         "_ret",
-        "_start",
         "_task",
-        "_turn",
         "_waiter",
     )
 
@@ -56,44 +55,29 @@ class AioRequest:
     ) -> None:
         """Not for callers. *start* None: the request is done already (fast lane) and completes in the next turn."""
         self._blk = blk
-        self._start = start
         self._cb = cb
         self._ret: int | None = None
         self._error: BaseException | None = None
         self._looked_at = cb is not None
-        self._cancelled = False
         self._waiter: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
-        self._turn: asyncio.Future[None] | None = None
+        self._place: Place | None = None
         blk.inc_in_flight()
         if start is None:
             blk.context.call_soon(self._complete, None)
-        elif blk._must_park():
+            return
+        if blk._must_park():
             # Here and not in the task, which runs later: the order of arrival is the order of the calls.
-            self._turn = blk._park()
-            self._turn.add_done_callback(self._unparked)
-        else:
-            self._begin()
-
-    def _begin(self) -> None:
-        self._task = self._blk.context.loop.create_task(self._run())
+            self._place = blk._park()
+        self._task = blk.context.loop.create_task(self._run(start))
         self._task.add_done_callback(self._ended)
 
-    async def _run(self) -> None:
-        assert self._start is not None
+    async def _run(self, start: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        if self._place is not None:
+            place, self._place = self._place, None
+            await self._blk._unpark(place)
         with RequestScope(self._blk):
-            await self._start()
-
-    def _unparked(self, turn: asyncio.Future[None]) -> None:
-        self._turn = None
-        if turn.cancelled():
-            self._blk.inc_in_flight()
-        else:
-            self._blk._arrived()
-        if self._cancelled:
-            self._complete(asyncio.CancelledError())
-        else:
-            self._begin()
+            await start()
 
     @property
     def ret(self) -> int | None:
@@ -106,10 +90,7 @@ class AioRequest:
 
     def cancel_async(self) -> None:
         """Ask it to end early (``blk_aio_cancel_async``). It completes, and calls back, as soon as it may."""
-        self._cancelled = True
-        if self._turn is not None:
-            self._turn.cancel()
-        elif self._task is not None:
+        if self._task is not None:
             self._task.cancel()
 
     async def cancel(self) -> None:
@@ -138,6 +119,9 @@ class AioRequest:
         return self._waiter
 
     def _ended(self, task: asyncio.Task[None]) -> None:
+        if self._place is not None:  # cancelled before its first step: nothing of _run was run
+            self._blk._unpark_unseen(self._place)
+            self._place = None
         self._complete(asyncio.CancelledError() if task.cancelled() else task.exception())
 
     def _complete(self, error: BaseException | None) -> None:
@@ -149,7 +133,7 @@ class AioRequest:
             self._looked_at = True
         else:
             self._ret = -((error.errno if isinstance(error, OSError) else None) or errno.EIO)
-        self._task = self._start = None
+        self._task = None
         try:
             if self._cb is not None:
                 self._cb(self._ret)

@@ -8,12 +8,12 @@ state that more than one system changes.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
 from blockio.aio.context import AioContext
+from blockio.backend.parking import Parking, Place
 from blockio.errors import NoMedium
 from blockio.graph.drain import RequestScope
 from blockio.types import Perm
@@ -45,8 +45,7 @@ class BackendCore:
     * ``_in_flight`` counts the requests that entered and did not leave; a parked request is not in flight. Whoever
       brings it to zero wakes those who drain. Requests that end in NoMedium are counted like all others.
     * While ``_quiesce`` > 0 no request goes on to the root, unless ``_queuing`` is off. Parked requests go on in the
-      order of their arrival: between the end of a drained section and the moment the last one released runs,
-      newcomers park behind them (``_released`` > 0).
+      order of their arrival: while any is left in ``_parking``, newcomers park behind it.
     * ``_fast_read`` and ``_fast_write`` are set exactly while nothing forbids the fast lane: a root, no drain, nobody
       parked (and for writes: the permission, and the write cache on). ``_driver`` is then the root's driver.
     """
@@ -68,8 +67,7 @@ class BackendCore:
         self._in_flight = 0
         self._quiesce = 0
         self._queuing = True
-        self._parked: deque[asyncio.Future[None]] = deque()
-        self._released = 0
+        self._parking = Parking()
         self._idle_waiters: list[asyncio.Future[None]] = []
 
     # -- facts
@@ -135,8 +133,7 @@ class BackendCore:
     def _bind_lanes(self) -> None:
         """Something that decides over the fast lane changed."""
         root = self._root
-        # While nobody drains and nobody was just released, nobody is parked either.
-        if root is None or not root.attached or self._quiesce or self._released:
+        if root is None or not root.attached or self._quiesce or self._parking:
             self._driver = self._fast_read = self._fast_write = None
             return
         self._driver = root.node.driver
@@ -174,53 +171,42 @@ class BackendCore:
     # -- parking
 
     def _must_park(self) -> bool:
-        """Whether a request that arrives now has to wait its turn."""
-        return self._queuing and (self._quiesce > 0 or self._released > 0)
+        """Whether a request that arrives now has to wait: while drained, and behind those who arrived before it."""
+        return self._queuing and (self._quiesce > 0 or len(self._parking) > 0)
 
-    def _park(self) -> asyncio.Future[None]:
-        """A place in the queue, for a request that is in flight and is not so while parked.
-
-        The future ends when the request may go on: it is in flight again, and says so with ``_arrived`` when it runs.
-        Cancelling the future gives the place up.
-
-        Not a Condition: its waiters compete with newcomers once they are woken, and a second drain between waking and
-        running would put them behind later ones. Here the one who ends the drain lets each go by itself.
-        """
-        turn: asyncio.Future[None] = self._loop.create_future()
-        self._parked.append(turn)
+    def _park(self) -> Place:
+        """A place in the line, for a request that is in flight and is not so while parked; see ``_unpark``."""
+        place = self._parking.take()
         self.dec_in_flight()
-        return turn
+        return place
 
-    async def _wait_while_drained(self) -> None:
-        """``blk_wait_while_drained``, for a request that is in flight; it is so again afterwards, even if cancelled."""
-        if not self._must_park():
-            return
-        turn = self._park()
+    async def _unpark(self, place: Place) -> None:
+        """Wait at *place*; afterwards the request is in flight again, even if cancelled."""
         try:
-            await turn
+            await self._parking.wait(place)
         finally:
-            if turn.cancelled():
-                self.inc_in_flight()
-            else:
-                self._arrived()
+            self._left_parking(place)
 
-    def _arrived(self) -> None:
-        """One of the released runs again; behind the last one those may go who parked meanwhile."""
-        self._released -= 1
-        if self._released == 0:
+    def _unpark_unseen(self, place: Place) -> None:
+        """The request at *place* ended before it began to wait there."""
+        self._parking.give_up(place)
+        self._left_parking(place)
+
+    def _left_parking(self, place: Place) -> None:
+        if not self._parking.is_released(place):
+            self.inc_in_flight()
+        if not self._quiesce:
             self._release()
 
     def _release(self) -> None:
-        """Let the parked requests go on, unless drained again. They are in flight from here on."""
-        if self._quiesce or self._released:
-            return
-        parked, self._parked = self._parked, deque()
-        for turn in parked:
-            if not turn.done():
-                self._released += 1
-                self._in_flight += 1
-                turn.set_result(None)
+        """Let the parked requests go on. They are in flight from here on, so that the next drain waits for them."""
+        self._in_flight += self._parking.release()
         self._bind_lanes()
+
+    async def _wait_while_drained(self) -> None:
+        """``blk_wait_while_drained``, for a request that is in flight."""
+        if self._must_park():
+            await self._unpark(self._park())
 
     def _quiesce_begin(self) -> None:
         self._quiesce += 1
