@@ -6,8 +6,10 @@ units of 512-byte sectors, whatever the order it was sent in.
 
 from __future__ import annotations
 
+import asyncio
 import random
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from blockio.buffers import IoVector
@@ -36,30 +38,63 @@ class Promise:
     loose: set[int] = field(default_factory=set)
 
 
-class RecordingChild(MemoryChild):
-    """A file in memory that remembers what happened to it since ``start``: changes, and None for each flush."""
+@dataclass(frozen=True)
+class Flush:
+    """The changes with these event numbers had ended when it began: they are durable."""
 
-    def __init__(self, data: bytes | bytearray = b"") -> None:
+    covers: frozenset[int]
+
+
+class RecordingChild(MemoryChild):
+    """A file in memory that remembers what happened to it since ``start``.
+
+    With *turns* every operation takes up to that many turns of the loop before and after, so that requests overlap.
+    """
+
+    def __init__(self, data: bytes | bytearray = b"", *, turns: int = 0) -> None:
         super().__init__(data)
         self.fast = False
         self.start = bytes(data)
-        self.events: list[Change | None] = []
+        self.events: list[Change | Flush] = []
+        self._ended: set[int] = set()
+        self._turns = turns
+        self._rnd = random.Random(11)
+
+    async def _pause(self) -> None:
+        for _ in range(self._rnd.randint(0, self._turns)):
+            await asyncio.sleep(0)
+
+    @asynccontextmanager
+    async def _change(self, offset: int, payload: bytes | None) -> AsyncIterator[None]:
+        number = len(self.events)
+        self.events.append(Change(offset, payload))
+        await self._pause()
+        yield
+        await self._pause()
+        self._ended.add(number)
+
+    async def co_preadv(self, offset: int, iov: IoVector, flags: RequestFlags | int = 0) -> None:
+        await self._pause()
+        await super().co_preadv(offset, iov, flags)
+        await self._pause()
 
     async def co_pwritev(self, offset: int, iov: IoVector, flags: RequestFlags | int = 0) -> None:
-        await super().co_pwritev(offset, iov, flags)
-        self.events.append(Change(offset, iov.tobytes()))
+        async with self._change(offset, iov.tobytes()):
+            await super().co_pwritev(offset, iov, flags)
 
     async def co_pwrite_zeroes(self, offset: int, nbytes: int, flags: RequestFlags | int = 0) -> None:
-        await super().co_pwrite_zeroes(offset, nbytes, flags)
-        self.events.append(Change(offset, bytes(nbytes)))
+        async with self._change(offset, bytes(nbytes)):
+            await super().co_pwrite_zeroes(offset, nbytes, flags)
 
     async def co_pdiscard(self, offset: int, nbytes: int) -> None:
-        await super().co_pdiscard(offset, nbytes)
-        self.events.append(Change(offset, b"\xdd" * nbytes))
+        async with self._change(offset, b"\xdd" * nbytes):
+            await super().co_pdiscard(offset, nbytes)
 
     async def co_flush(self) -> None:
+        covers = frozenset(self._ended)
+        await self._pause()
         await super().co_flush()
-        self.events.append(None)
+        self.events.append(Flush(covers))
 
     async def co_truncate(
         self,
@@ -69,8 +104,8 @@ class RecordingChild(MemoryChild):
         prealloc: PreallocMode | str = "off",
         flags: RequestFlags | int = 0,
     ) -> None:
-        await super().co_truncate(length, exact=exact, prealloc=prealloc, flags=flags)
-        self.events.append(Change(length, None))
+        async with self._change(length, None):
+            await super().co_truncate(length, exact=exact, prealloc=prealloc, flags=flags)
 
 
 @dataclass(frozen=True)
@@ -88,16 +123,17 @@ def crash_images(
     count = len(child.events)
     chosen = moments or set(rnd.sample(range(1, count + 1), min(count, at_most)))
     durable = bytearray(child.start)
-    pending: list[Change] = []
+    pending: list[tuple[int, Change]] = []
     for at, event in enumerate(child.events, 1):
-        if event is None:
-            for change in pending:
-                _apply(durable, change)
-            pending.clear()
+        if isinstance(event, Flush):
+            for number, change in pending:
+                if number in event.covers:
+                    _apply(durable, change)
+            pending = [entry for entry in pending if entry[0] not in event.covers]
             if at in chosen:
-                yield CrashImage(at, bytearray(durable))
+                yield CrashImage(at, _some_of(durable, pending, rnd))
             continue
-        pending.append(event)
+        pending.append((at - 1, event))
         for _ in range(tries if at in chosen else 0):
             yield CrashImage(at, _some_of(durable, pending, rnd))
 
@@ -115,10 +151,10 @@ def _apply(data: bytearray, change: Change) -> None:
     data[change.offset : end] = change.payload
 
 
-def _some_of(durable: bytearray, pending: list[Change], rnd: random.Random) -> bytearray:
+def _some_of(durable: bytearray, pending: list[tuple[int, Change]], rnd: random.Random) -> bytearray:
     data = bytearray(durable)
     likely = rnd.choice((0.1, 0.5, 0.9))
-    for change in pending:
+    for _, change in pending:
         if change.payload is None:
             if rnd.random() < likely:
                 _apply(data, change)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from typing import Any
 
@@ -11,7 +12,7 @@ from blockio.testing.memory import MemoryChild
 from blockio.types import Limits, OpenFlags, PreallocMode, RequestFlags
 from blockio_drivers.qcow2.check import check_image
 from blockio_drivers.qcow2.header import Header
-from tests.qcow2.crash import CrashImage, Promise, RecordingChild, crash_images
+from tests.qcow2.crash import Change, CrashImage, Promise, RecordingChild, crash_images
 from tests.qcow2.engine import UNMAP, Disk, new_image, open_disk
 from tests.qcow2.engine import check_image as qemu_check
 
@@ -150,7 +151,7 @@ async def test_a_reftable_that_grows_is_never_lost() -> None:
                 await guest.flush()
         assert disk.driver._image.header.refcount_table_clusters > 1
     # The moments that matter are around the header's writes; the rest is covered by the others.
-    switches = [at for at, event in enumerate(child.events) if event and event.offset == 48]
+    switches = [at for at, event in enumerate(child.events) if isinstance(event, Change) and event.offset == 48]
     assert switches
     for image in crash_images(child, rnd, 3, moments={at + near for at in switches for near in range(-3, 5)}):
         await examine(image, guest, None)
@@ -175,3 +176,41 @@ async def test_after_a_crash_while_resizing(prealloc: PreallocMode) -> None:
     for image in crash_images(child, rnd, 1):
         await examine(image, guest, None)
     qemu_check(child.data)
+
+
+@pytest.mark.parametrize("seed", (0, 3, 8))
+@pytest.mark.parametrize("discard", [False, True], ids=["write", "write-and-discard"])
+async def test_after_a_crash_amid_many_requests(seed: int, discard: bool) -> None:
+    """Guests that write only their own number into their own part: what is found there is theirs, or zero."""
+    guests, part, cluster = 6, 24 << 9, 512
+    child = RecordingChild((await new_image(guests * part, cluster_size=cluster, refcount_bits=64)).data, turns=3)
+    async with open_disk(child, l2_cache_size=1024) as disk:
+
+        async def guest(number: int) -> None:
+            rnd = random.Random(seed * 100 + number)
+            base = number * part
+            for _ in range(25):
+                offset = base + rnd.randrange(part // SECTOR) * SECTOR
+                nbytes = min(rnd.randrange(1, 5) * SECTOR, base + part - offset)
+                action = rnd.randrange(8)
+                if action < 5:
+                    await disk.write(offset, bytes((number + 1,)) * nbytes)
+                elif action == 5:
+                    await disk.flush()
+                elif discard:
+                    await disk.discard(offset, nbytes)
+                else:
+                    await disk.read(offset, nbytes)
+
+        await asyncio.gather(*map(guest, range(guests)))
+    for image in crash_images(child, random.Random(seed), 1, at_most=120):
+        file = MemoryChild(image.data)
+        report: list[str] = []
+        header = Header.decode(bytes(file.data[:cluster]), trust=Limits())
+        result = await check_image(file, header, trust=Limits(), report=report.append)
+        assert not result.corruptions, (image.at, report)
+        async with open_disk(file, flags=OpenFlags(read_only=True)) as disk:
+            content = await disk.read(0, guests * part)
+            for number in range(guests):
+                found = set(content[number * part : (number + 1) * part])
+                assert found <= {0, number + 1}, f"after event {image.at} guest {number} finds {found}"

@@ -130,7 +130,8 @@ class Writer:
 
     async def allocate(self, offset: int, nbytes: int) -> Allocation:
         """Room for the first bytes of a write, as ``FormatDriver.co_allocate`` says."""
-        await self._write_back.relieve()
+        if self.image.retired_clusters:
+            await self._write_back.relieve()
         mapping = self._mapping
         key = offset >> mapping.slice_shift
         start = offset & ~self._mask

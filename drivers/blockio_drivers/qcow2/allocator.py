@@ -8,7 +8,7 @@ Invariants:
   on stable storage names it and no reader can still be in it. So **a refcount block in memory may be written at any
   time**: whatever it says is safe.
 * A refcount table entry in memory leads to a block that has been zeroed in the file and counts itself in memory.
-  ``dirty_entries`` are those not written; they may be written once the blocks are stable.
+  ``_dirty_entries`` are those not written; they may be written once the blocks are stable.
 * ``_lock`` is held by whoever changes refcounts across an await, ``_writing`` by whoever writes refcount structures;
   taken in this order. Nothing is looked up in the L2 cache under either.
 * ``_touched`` is past every byte that was ever handed out: beyond it and the file's end there are only zeroes.
@@ -69,7 +69,7 @@ class Allocator:
         self.cache: MetadataCache[bytearray] = MetadataCache(
             slice_bytes, cache_bytes // slice_bytes, self._load, self.write_blocks
         )
-        self.dirty_entries: set[int] = set()
+        self._dirty_entries: set[int] = set()
         self._blocks_end = 0
         self._hint = 0
         self._unused: deque[Freed] = deque()
@@ -83,13 +83,16 @@ class Allocator:
         """Read the refcount table."""
         header = self._image.header
         self.cache.drop()
-        self.dirty_entries.clear()
+        self._dirty_entries.clear()
         self._unused.clear()
         self._hint = 0
         nbytes = header.refcount_table_clusters << self._bits
         self.table = table_from_bytes(await self._image.read(header.refcount_table_offset, nbytes))
         self._find_blocks_end()
-        self._image.guard.refcount_blocks = SortedOffsets(entry & REFCOUNT_TABLE_OFFSET_MASK for entry in self.table)
+
+    def protect(self) -> None:
+        """Tell the image's guard of all refcount blocks, before the first write."""
+        self._image.guard.refcount_blocks = SortedOffsets(self.table, REFCOUNT_TABLE_OFFSET_MASK)
 
     def _find_blocks_end(self) -> None:
         end = len(self.table)
@@ -100,7 +103,7 @@ class Allocator:
     @property
     def dirty(self) -> bool:
         """Whether refcounts in memory differ from the disk's."""
-        return bool(self.cache.dirty or self.dirty_entries or self._unused)
+        return bool(self.cache.dirty or self._dirty_entries or self._unused)
 
     # -- refcount blocks
 
@@ -150,20 +153,36 @@ class Allocator:
             for position, (found, pages) in enumerate(taken):
                 cache.written(found, pages, succeeded=position < done)
 
-    async def write_table(self) -> None:
-        """Write the refcount table entries that are not on disk. The blocks they lead to must be stable."""
-        async with self._writing:
-            taken, self.dirty_entries = self.dirty_entries, set()
-            base = self._image.header.refcount_table_offset
-            try:
-                for sector in sorted({index // _SECTOR_ENTRIES for index in taken}):
-                    first = sector * _SECTOR_ENTRIES
-                    payload = table_to_bytes(self.table, first, first + _SECTOR_ENTRIES)
-                    self._image.guard.check(base + first * 8, len(payload), "refcount table")
-                    await self._image.write(base + first * 8, payload)
-            except BaseException:
-                self.dirty_entries |= taken
-                raise
+    async def write(self) -> None:
+        """Write all refcounts raised by now: blocks, then, behind a barrier, the table entries that name new ones.
+
+        They are stable after the next barrier. The entries are taken first: a block that comes meanwhile has perhaps
+        not written what it says, so its entry must wait for the next time.
+        """
+        header = self._image.header
+        taken, self._dirty_entries = self._dirty_entries, set()
+        sectors = sorted({index // _SECTOR_ENTRIES for index in taken})
+        writes = [
+            (
+                header.refcount_table_offset + first * 8,
+                table_to_bytes(self.table, first, first + _SECTOR_ENTRIES),
+            )
+            for first in (sector * _SECTOR_ENTRIES for sector in sectors)
+        ]
+        try:
+            await self.write_blocks()
+            if not writes:
+                return
+            await self._image.barrier()
+            async with self._writing:
+                if self._image.header.refcount_table_offset != header.refcount_table_offset:
+                    return  # the table moved, and took all entries along
+                for offset, payload in writes:
+                    self._image.guard.check(offset, len(payload), "refcount table")
+                    await self._image.write(offset, payload)
+        except BaseException:
+            self._dirty_entries |= taken
+            raise
 
     # -- handing out
 
@@ -207,7 +226,7 @@ class Allocator:
             for place, index in enumerate(blocks):
                 block = (first + count + place) << self._bits
                 self.table[index] = block
-                self.dirty_entries.add(index)
+                self._dirty_entries.add(index)
                 self._image.guard.refcount_blocks.add(block)
             if blocks:
                 self._blocks_end = max(self._blocks_end, blocks[-1] + 1)
@@ -224,8 +243,12 @@ class Allocator:
         for found in slices:
             base = found.key << self._slice_bits
             start, stop = max(first - base, 0), min(end - base, per)
-            for index in range(start, stop):
-                self._codec.put(found.table, index, 1)
+            if self._codec.order >= 3:
+                width = self._codec.bits >> 3
+                found.table[start * width : stop * width] = (1).to_bytes(width, "big") * (stop - start)
+            else:
+                for index in range(start, stop):
+                    self._codec.put(found.table, index, 1)
             self._mark(found, start, stop)
 
     def _mark(self, found: Slice[bytearray], start: int, stop: int) -> None:
@@ -267,7 +290,7 @@ class Allocator:
                 continue
             part = await self.cache.get(position >> self._slice_bits)
             index = position & (per - 1)
-            free = self._runs.free_at(part.table, index, per)
+            free = self._runs.free_at(part.table, index, min(per, index + count - (position - found)))
             position += free
             if position - found >= count or index + free == per:
                 continue
@@ -317,7 +340,7 @@ class Allocator:
             old = Freed(image.header.refcount_table_offset >> bits, image.header.refcount_table_clusters, discard=False)
             await image.set_refcount_table(offset + len(counts), clusters)
             self.table = table
-            self.dirty_entries.clear()
+            self._dirty_entries.clear()
             for index in range(blocks):
                 image.guard.refcount_blocks.add((first + index) << bits)
             for key in range(first >> self._slice_bits, ((first + (blocks << block_bits)) >> self._slice_bits)):

@@ -205,13 +205,17 @@ class Qcow2Driver(FormatDriver):
         self._odd = (_NOT_COPIED & ~L2_OFFSET_MASK) | self._mask
 
     async def _load(self) -> None:
-        """Read what is kept in memory whole: L1, refcount table, where snapshots' tables lie."""
-        image = self._image
+        """Read what is kept in memory whole: L1 and refcount table."""
         await self._allocator.open()
         await self._mapping.open()
         self._compressed.cache.drop()
-        if image.header.nb_snapshots and image.writable and not self.host.flags.check:
-            await protect_snapshots(image, tables=self._overlap_all)
+
+    async def _protect(self) -> None:
+        """Know all metadata, so that none is written over."""
+        self._allocator.protect()
+        self._mapping.protect()
+        if self._image.header.nb_snapshots:
+            await protect_snapshots(self._image, tables=self._overlap_all)
 
     async def _open_backing(self, opener: ChildOpener) -> Child | None:
         header = self._image.header
@@ -234,6 +238,7 @@ class Qcow2Driver(FormatDriver):
             result = await self.co_check(CheckFix.ALL)
             if result.check_errors or image.header.dirty:
                 raise CorruptImage("Could not repair dirty image")
+        await self._protect()
         self._armed = True
 
     async def _ready(self) -> None:
@@ -248,10 +253,13 @@ class Qcow2Driver(FormatDriver):
         try:
             return await work
         except Corruption as found:
-            await self._image.signal(found)
-            if self._image.dead:
-                self._mapping.cache.drop()  # the fast lane finds nothing any more
+            await self._corrupted(found)
             raise
+
+    async def _corrupted(self, found: Corruption) -> None:
+        await self._image.signal(found)
+        if self._image.dead:
+            self._mapping.cache.drop()  # the fast lane finds nothing any more
 
     async def close(self) -> None:
         """Write everything back, make it stable and mark the image clean. Releases also where that fails."""
@@ -353,8 +361,13 @@ class Qcow2Driver(FormatDriver):
 
     async def co_allocate(self, offset: int, nbytes: int) -> Allocation:
         """In place where the clusters are ours alone, else a run of new ones."""
-        await self._ready()
-        return await self._signalling(self._writer.allocate(offset, nbytes))
+        if not self._armed or self._image.dead:
+            await self._ready()
+        try:
+            return await self._writer.allocate(offset, nbytes)
+        except Corruption as found:
+            await self._corrupted(found)
+            raise
 
     # -- requests
 
@@ -404,6 +417,8 @@ class Qcow2Driver(FormatDriver):
             data = await self._read(0, image.geometry.cluster_size)
             image.header = Header.decode(data, trust=self.host.trust, check=True)
             await self._load()
+            if self._armed:
+                await self._protect()
         except BaseException:
             image.dead = True
             raise

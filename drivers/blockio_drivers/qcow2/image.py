@@ -3,7 +3,8 @@
 Invariants:
 
 * ``unstable`` is True while something this driver wrote (or was told that a request wrote) may not be on stable
-  storage; ``barrier`` makes it so, and is the only place where the driver flushes.
+  storage, unless ``_flushing`` is held and the flush under way covers it; ``barrier`` makes it so, and is the only
+  place where the driver flushes.
 * The header on disk is changed field by field, each inside one 512-byte sector, so that no crash leaves half of it.
 * ``dead`` is set by a fatal corruption: from then on nothing of the metadata in memory is written.
 * ``retired`` holds host clusters whose last reference was dropped in memory; ``writeback`` says when they are free.
@@ -100,6 +101,7 @@ class Image:
         self.lazy = lazy
         """Whether refcounts may lag behind, covered by the dirty bit."""
         self.unstable = False
+        self._flushing = asyncio.Lock()
         self.dead = False
         self.retired: GracePeriod[Freed] = GracePeriod()
         self.retired_clusters = 0
@@ -141,13 +143,15 @@ class Image:
 
     async def barrier(self) -> None:
         """What was written before is on stable storage when this returns; costs nothing where it already is."""
-        if self.unstable:
-            self.unstable = False
-            try:
-                await self.file.co_flush()
-            except BaseException:
-                self.unstable = True
-                raise
+        # Somebody else's flush may be what we need, but only when it has ended, and well.
+        async with self._flushing:
+            if self.unstable:
+                self.unstable = False
+                try:
+                    await self.file.co_flush()
+                except BaseException:
+                    self.unstable = True
+                    raise
 
     # -- header fields
 

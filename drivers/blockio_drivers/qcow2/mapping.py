@@ -81,6 +81,7 @@ class Mapping:
         self.slice_entries = slice_bytes // 8
         self.slice_shift = geometry.cluster_bits + self.slice_entries.bit_length() - 1
         """``guest_offset >> slice_shift`` is the number of the slice that speaks of it."""
+        self._odd = (~L2_OFFSET_MASK & (COPIED - 1)) | self._mask
         self._table_shift = geometry.l1_shift - self.slice_shift
         self._l1_shift = geometry.l1_shift
         self.cache: MetadataCache[array[int]] = MetadataCache(
@@ -95,7 +96,10 @@ class Mapping:
         self.cache.drop()
         self._dirty_l1.clear()
         self._image.l1 = table_from_bytes(await self._image.read(header.l1_table_offset, header.l1_size * 8))
-        self._image.guard.l2_tables = SortedOffsets(entry & L1_OFFSET_MASK for entry in self._image.l1)
+
+    def protect(self) -> None:
+        """Tell the image's guard of all L2 tables, before the first write."""
+        self._image.guard.l2_tables = SortedOffsets(self._image.l1, L1_OFFSET_MASK)
 
     # -- L2 slices
 
@@ -195,6 +199,14 @@ class Mapping:
 
     def try_map(self, offset: int, nbytes: int) -> Extent | None:
         """As ``map``, as far as slices in memory tell; None where the first one is not, or something is wrong."""
+        found = self.cache.slices.get(offset >> self.slice_shift)
+        if found is not None:
+            # Most requests lie in one plain cluster: answered without a detour.
+            entry = found.table[(offset >> self._bits) & (self.slice_entries - 1)] & ~COPIED
+            inside = offset & self._mask
+            if inside + nbytes <= self._cluster and entry and not entry & self._odd:
+                found.hot = True
+                return Extent(_DATA, nbytes, entry + inside, self._image.file)
         try:
             piece = self._piece(offset, nbytes, self._cached(offset >> self.slice_shift))
             if piece is None:

@@ -12,17 +12,20 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Sequence
+from heapq import merge
 from typing import TYPE_CHECKING, Final
 
 from blockio_drivers.qcow2.image import Corruption
 
 if TYPE_CHECKING:
     from blockio_drivers.qcow2.areas import Area
+    from blockio_drivers.qcow2.header import Header
     from blockio_drivers.qcow2.image import Image
 
 __all__ = ["OverlapGuard", "SortedOffsets"]
 
+_PART: Final = 1 << 16
 _TEMPLATES: Final = {"none": 0, "constant": 1, "cached": 2, "all": 3}
 
 
@@ -31,8 +34,22 @@ class SortedOffsets:
 
     __slots__ = ("offsets",)
 
-    def __init__(self, offsets: Iterable[int] = ()) -> None:
-        self.offsets = array("Q", sorted(set(offsets) - {0}))
+    def __init__(self, table: Sequence[int] = (), mask: int = -1) -> None:
+        """The offsets in *table*'s entries under *mask*; 0 is none."""
+        parts = []
+        for start in range(0, len(table), _PART):  # in parts, so that the largest table costs no large set
+            found = {entry & mask for entry in table[start : start + _PART]}
+            found.discard(0)
+            parts.append(array("Q", sorted(found)))
+        if len(parts) == 1:
+            self.offsets = parts[0]
+            return
+        self.offsets = array("Q")
+        last = 0
+        for offset in merge(*parts):
+            if offset != last:
+                self.offsets.append(offset)
+                last = offset
 
     def add(self, offset: int) -> None:
         """Put *offset* in, if it is not there."""
@@ -64,16 +81,46 @@ class OverlapGuard:
         self.inactive_l1: list[Area] = []
         self.inactive_l2 = SortedOffsets()
         self.snapshot_table_bytes = 0
+        self._seen: Header | None = None
+        self._fixed_end = 0
+
+    def refresh(self) -> None:
+        """What the guard was told of snapshots changed."""
+        self._seen = None
+
+    def _clear(self, start: int, end: int) -> bool:
+        """The common answer, quickly: behind all tables of fixed place, and no cluster of metadata in between."""
+        header = self._image.header
+        if header is not self._seen:
+            self._seen = header
+            self._fixed_end = max(
+                header.cluster_size,
+                header.l1_table_offset + header.l1_size * 8,
+                header.refcount_table_offset + (header.refcount_table_clusters << header.cluster_bits),
+                header.snapshots_offset + self.snapshot_table_bytes,
+                *(at + size for at, size in self.inactive_l1),
+            )
+        if start < self._fixed_end or self._level > 2:
+            return False
+        offsets = self.l2_tables.offsets
+        at = bisect_left(offsets, start)
+        if at < len(offsets) and offsets[at] < end:
+            return False
+        offsets = self.refcount_blocks.offsets
+        at = bisect_left(offsets, start)
+        return at == len(offsets) or offsets[at] >= end
 
     def hit(self, offset: int, nbytes: int, ignore: str = "") -> str | None:
         """The kind of metadata that *nbytes* at *offset* would overwrite, in QEMU's words; None: none."""
         level = self._level
         if not level or nbytes <= 0:
             return None
-        header = self._image.header
         mask = self._mask
         end = (offset + nbytes + mask) & ~mask
         start = offset & ~mask
+        if self._clear(start, end):
+            return None
+        header = self._image.header
 
         def in_table(at: int, size: int) -> bool:
             return bool(size) and at < end and start < at + size

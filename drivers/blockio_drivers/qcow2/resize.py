@@ -111,9 +111,7 @@ class Resizer:
                     await image.mark_dirty()
                 await image.write(room.offset, table_to_bytes(table).ljust(count << bits, b"\0"))
                 # The table may name L2 tables that only memory knew; their refcounts must be stable too.
-                await allocator.write_blocks()
-                await image.barrier()
-                await allocator.write_table()
+                await allocator.write()
                 await image.barrier()
             except BaseException:
                 allocator.give_back(room.offset >> bits, count)

@@ -36,4 +36,5 @@ async def protect_snapshots(image: Image, *, tables: bool) -> None:
     if tables:
         for offset, size in guard.inactive_l1:
             found.update(entry & L1_OFFSET_MASK for entry in table_from_bytes(await image.read(offset, size)))
-    guard.inactive_l2 = SortedOffsets(found)
+    guard.inactive_l2 = SortedOffsets(sorted(found))
+    guard.refresh()

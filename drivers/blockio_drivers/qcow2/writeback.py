@@ -109,12 +109,8 @@ class WriteBack:
             if dependent:
                 await self._image.mark_dirty()
             return
-        allocator = self._allocator
-        await allocator.settle()
-        await allocator.write_blocks()
-        if allocator.dirty_entries:
-            await self._image.barrier()
-            await allocator.write_table()
+        await self._allocator.settle()
+        await self._allocator.write()
 
     async def _lower_refcounts(self, drops: deque[Freed]) -> None:
         image, allocator = self._image, self._allocator
@@ -149,10 +145,6 @@ class WriteBack:
         await self.run()
         if self._image.dead:
             return
-        allocator = self._allocator
         async with self._lock:
-            await allocator.settle()
-            await allocator.write_blocks()
-            if allocator.dirty_entries:
-                await self._image.barrier()
-                await allocator.write_table()
+            await self._allocator.settle()
+            await self._allocator.write()
