@@ -178,7 +178,7 @@ async def test_after_a_crash_while_resizing(prealloc: PreallocMode) -> None:
     qemu_check(child.data)
 
 
-@pytest.mark.parametrize("seed", (0, 3, 8))
+@pytest.mark.parametrize("seed", [0, 3, 8])
 @pytest.mark.parametrize("discard", [False, True], ids=["write", "write-and-discard"])
 async def test_after_a_crash_amid_many_requests(seed: int, discard: bool) -> None:
     """Guests that write only their own number into their own part: what is found there is theirs, or zero."""
