@@ -1,6 +1,6 @@
 """``blockio img``: the commands of qemu-img.
 
-``main.py`` reads the options in front of the command and runs it. ``commands.py`` is the table of commands and their
+``dispatch.py`` reads the options in front of the command and runs it. ``commands.py`` is the table of commands and their
 options, ``getopt.py`` reads a line by it, ``help.py`` prints it. Each command has a file of its own, which turns its
 options into a call of ``blockio.img`` and the result into what qemu-img prints; ``tool.py`` is what they share.
 """
@@ -18,6 +18,6 @@ def main(argv: Sequence[str], prog: str = "qemu-img") -> int:
     Returns the exit status of qemu-img in the same case. An interrupt goes on as KeyboardInterrupt after everything was
     cleaned up.
     """
-    from blockio.cli.img.main import run  # noqa: PLC0415  # whoever only imports us needs none of it
+    from blockio.cli.img.dispatch import run  # noqa: PLC0415  # whoever only imports us needs none of it
 
     return run(list(argv), prog)
