@@ -1,26 +1,26 @@
 """Requests for code outside any loop: plain calls that wait.
 
-Stands on the system *sync-wrappers* of the reference document. The request runs in the backend's own loop while the
-calling thread waits. In the loop's own thread that would wait for itself, so it raises RuntimeError at once.
-
-This is what an anyio blocking portal does, without needing one started in every context. Its promises hold: the
-caller's memory is free when the call returns or raises, even on KeyboardInterrupt, which cancels the request and waits
-for its end; a loop that is gone raises instead of hanging.
+Stands on the system *sync-wrappers* of the reference document. The request crosses into the backend's own loop through
+anyio's ``from_thread`` while the calling thread waits. In the loop's own thread that would wait for itself, so it
+raises RuntimeError at once. What anyio leaves to its caller is kept here: the caller's memory is free when the call
+returns or raises, even on KeyboardInterrupt, which cancels the request and waits for its end.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError
-from concurrent.futures import Future as ThreadFuture
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from blockio.backend.requests import Requests, readable_vector
 from blockio.errors import OutOfRange
 from blockio.types import INT_MAX, PreallocMode
 
 if TYPE_CHECKING:
+    from anyio.lowlevel import EventLoopToken
+
     from blockio.aio.context import AioContext
     from blockio.buffers import BufferLike
     from blockio.types import RequestFlags
@@ -29,73 +29,53 @@ __all__ = ["SyncForms", "run_sync"]
 
 _T = TypeVar("_T")
 
-_LOOK_AGAIN: Final = 1.0
-"""Seconds between looks whether the loop still exists. Nothing waits for it but a caller whose loop was torn down."""
 
+def _token(context: AioContext) -> EventLoopToken:
+    """anyio's name for *context*'s loop. Asking is a hop: whatever was sent there before has begun when it is back."""
+    from anyio.lowlevel import current_token  # noqa: PLC0415  # only threads without a loop need anyio
 
-class _Crossing:
-    """One coroutine run over there while this thread waits."""
+    async def ask() -> EventLoopToken:
+        return current_token()
 
-    def __init__(self, context: AioContext, make: Callable[[], Coroutine[Any, Any, Any]]) -> None:
-        self.context = context
-        self.make = make
-        self.answer: ThreadFuture[Any] = ThreadFuture()
-        self.task: asyncio.Task[Any] | None = None
-
-    def start(self) -> None:
-        """Over there."""
-        self.task = self.context.loop.create_task(self.make())
-        self.task.add_done_callback(self.ended)
-
-    def ended(self, task: asyncio.Task[Any]) -> None:
-        """Over there."""
-        if task.cancelled():
-            self.answer.set_exception(CancelledError())
-        elif (error := task.exception()) is not None:
-            self.answer.set_exception(error)
-        else:
-            self.answer.set_result(task.result())
-
-    def cancel(self) -> None:
-        """Over there."""
-        if self.task is not None:
-            self.task.cancel()
-
-    def wait(self) -> Any:
-        """Here, until the answer is there, or can never be."""
-        while True:
-            try:
-                return self.answer.result(timeout=_LOOK_AGAIN)
-            except TimeoutError:
-                if self.answer.done():
-                    return self.answer.result()
-                if self.context.loop.is_closed():
-                    raise RuntimeError(f"the event loop of {self.context!r} was closed before the call ended") from None
+    return asyncio.run_coroutine_threadsafe(ask(), context.loop).result()
 
 
 def run_sync(context: AioContext, make: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
     """Run the coroutine that *make* makes in *context* and wait for what it returns or raises.
 
-    RuntimeError in the context's own thread, and where its loop does not run.
+    RuntimeError in the context's own thread, and where its loop does not run; ``concurrent.futures.CancelledError``
+    where somebody over there cancelled it.
     """
+    from anyio import from_thread  # noqa: PLC0415  # as above
+
     if context.is_current:
         raise RuntimeError("this call waits for the event loop of its own thread; await the co_ form instead")
     if not context.loop.is_running():
         raise RuntimeError(f"the event loop of {context!r} does not run")
-    crossing = _Crossing(context, make)
-    context.schedule_bh(crossing.start)
+    task: asyncio.Task[Any] | None = None
+    ended = threading.Event()
+
+    async def cross() -> _T:
+        nonlocal task
+        task = asyncio.current_task()
+        try:
+            return await make()
+        finally:
+            ended.set()
+
+    token = _token(context)
     try:
-        result: _T = crossing.wait()
+        return from_thread.run(cross, token=token)
+    except asyncio.CancelledError as error:
+        raise CancelledError from error  # of a task over there; this thread knows nothing of asyncio
     except BaseException:
-        if not crossing.answer.done() and not context.loop.is_closed():
-            # Interrupted here, not over there: the caller's memory is still in use.
-            context.schedule_bh(crossing.cancel)
-            try:
-                crossing.wait()
-            except BaseException as error:  # ours, which is on its way, is the one that counts
-                del error
+        if not ended.is_set() and context.loop.is_running():
+            # Interrupted here, not over there: the caller's memory may still be in use.
+            _token(context)
+            if task is not None:
+                context.schedule_bh(task.cancel)
+                ended.wait()
         raise
-    return result
 
 
 class SyncForms(Requests):

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError
 from typing import Any
 
+import anyio.from_thread
 import pytest
+from anyio.lowlevel import EventLoopToken
 
 from blockio.aio.context import IOThread
 from blockio.backend import BlockBackend, sync
@@ -104,18 +106,14 @@ async def test_interrupted_here_the_memory_is_free(
 ) -> None:
     """KeyboardInterrupt in the waiting thread cancels the request and waits for its end."""
     disk.stall()
-    interrupted = threading.Event()
-    wait = sync._Crossing.wait
 
-    def interrupt(crossing: sync._Crossing) -> Any:
-        if not interrupted.is_set():
-            interrupted.set()
-            while not disk.waiting:
-                pass
-            raise KeyboardInterrupt
-        return wait(crossing)
+    def interrupted(function: Any, *, token: EventLoopToken) -> None:
+        asyncio.run_coroutine_threadsafe(function(), blk.context.loop)
+        while not disk.waiting:
+            pass
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(sync._Crossing, "wait", interrupt)
+    monkeypatch.setattr(anyio.from_thread, "run", interrupted)
 
     def call() -> str:
         try:
