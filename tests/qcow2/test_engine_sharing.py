@@ -156,6 +156,35 @@ async def test_neighbouring_clusters_are_one_run_and_one_request() -> None:
         assert (extent.kind, extent.length) == (ExtentKind.DATA, 8 * CLUSTER)
 
 
+async def test_a_barrier_waits_for_the_flush_that_serves_it() -> None:
+    """Regression: a second barrier that trusted a flush which had not ended, and then failed."""
+    child = await _written()
+    async with open_disk(child) as disk:
+        image = disk.driver._image
+        go = asyncio.Event()
+        flushes = 0
+
+        async def flush() -> None:
+            nonlocal flushes
+            flushes += 1
+            await go.wait()
+            if flushes == 1:
+                raise BlockError
+
+        child.co_flush = flush  # type: ignore[method-assign]  # a file that takes its time
+        image.unstable = True
+        first, second = asyncio.create_task(image.barrier()), asyncio.create_task(image.barrier())
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert not second.done()
+        go.set()
+        with pytest.raises(BlockError):
+            await first
+        await second
+        assert flushes == 2
+        assert not image.unstable
+
+
 # -- the cache
 
 
