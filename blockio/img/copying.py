@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import itertools
 from collections.abc import AsyncIterator, Callable
 from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -305,18 +304,41 @@ def _chunks(offset: int, nbytes: int) -> range | list[int]:
 
 
 def _runs(view: memoryview, offset: int, step: int) -> list[tuple[int, int, bool]]:
-    """*view* as (start, stop, is data), cut at multiples of *step* of the disk."""
+    """*view* as (start, stop, is data), cut at multiples of *step* of the disk.
+
+    Most data shows by its first byte that it is not zero, so one byte of each step is looked at before all of it is.
+    """
     nbytes = view.nbytes
-    first = -offset % step
-    cuts = [0, *range(first or step, nbytes, step), nbytes] if nbytes > first else [0, nbytes]
+    if is_zero(view):
+        return [(0, nbytes, False)]
+    first = min(-offset % step, nbytes)
+    whole = (nbytes - first) // step
+    last = first + whole * step
+    zeroes = [(0, first)] if first and is_zero(view[:first]) else []
+    heads, middles = bytes(view[first:last:step]), bytes(view[first + step // 2 : last : step])
+    index = heads.find(0)
+    while index >= 0:
+        start = first + index * step
+        if not middles[index] and is_zero(view[start : start + step]):
+            if zeroes and zeroes[-1][1] == start:
+                zeroes[-1] = (zeroes[-1][0], start + step)
+            else:
+                zeroes.append((start, start + step))
+        index = heads.find(0, index + 1)
+    if last < nbytes and is_zero(view[last:]):
+        if zeroes and zeroes[-1][1] == last:
+            zeroes[-1] = (zeroes[-1][0], nbytes)
+        else:
+            zeroes.append((last, nbytes))
     runs: list[tuple[int, int, bool]] = []
-    start, data = 0, not is_zero(view[: cuts[1]])
-    for low, high in itertools.pairwise(cuts[1:]):
-        here = not is_zero(view[low:high])
-        if here is not data:
-            runs.append((start, low, data))
-            start, data = low, here
-    runs.append((start, nbytes, data))
+    at = 0
+    for start, stop in zeroes:
+        if at < start:
+            runs.append((at, start, True))
+        runs.append((start, stop, False))
+        at = stop
+    if at < nbytes:
+        runs.append((at, nbytes, True))
     return runs
 
 
