@@ -21,7 +21,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 import blockio
 from blockio import img
-from blockio.img.picture import LEGEND, picture
+from blockio.img.drawing import LEGEND
 
 MIB: Final = 1 << 20
 DISK: Final = 256 * MIB
@@ -189,7 +189,7 @@ async def demo(folder: Path) -> None:
 
     step("Where the data lies")
     entries = [entry async for entry in img.map(image)]
-    for line in picture(entries, width=64, rows=10).splitlines():
+    for line in img.picture(entries, width=64, rows=10).splitlines():
         say(line)
     say(f"[dim]{LEGEND}[/]")
 

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from blockio.img.converting import convert
     from blockio.img.creating import create
     from blockio.img.describing import info, info_chain
+    from blockio.img.drawing import picture
     from blockio.img.mapping import map_image as map
     from blockio.img.opening import Image
-    from blockio.img.picture import picture
     from blockio.img.resizing import resize
     from blockio.img.results import (
         CheckReport,
@@ -47,9 +47,9 @@ _HOME = {
     "blockio.img.converting": ("convert",),
     "blockio.img.creating": ("create",),
     "blockio.img.describing": ("info", "info_chain"),
+    "blockio.img.drawing": ("picture",),
     "blockio.img.mapping": ("map_image",),
     "blockio.img.opening": ("Image",),
-    "blockio.img.picture": ("picture",),
     "blockio.img.resizing": ("resize",),
     "blockio.img.results": (
         "CheckReport",

@@ -1,8 +1,8 @@
 """``blockio img``: the commands of qemu-img.
 
-``dispatch.py`` reads the options in front of the command and runs it. ``commands.py`` is the table of commands and their
-options, ``getopt.py`` reads a line by it, ``help.py`` prints it. Each command has a file of its own, which turns its
-options into a call of ``blockio.img`` and the result into what qemu-img prints; ``tool.py`` is what they share.
+``dispatch.py`` reads the options in front of the command and runs it. ``commands.py`` is the table of commands and
+their options, ``getopt.py`` reads a line by it, ``help.py`` prints it. Each command has a file of its own, which turns
+its options into a call of ``blockio.img`` and the result into what qemu-img prints; ``tool.py`` is what they share.
 """
 
 from __future__ import annotations
