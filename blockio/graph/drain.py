@@ -195,8 +195,10 @@ async def drain_all_begin() -> None:
             await node.context.run(wait_idle(node))
     except BaseException:
         _all_sections -= 1
-        for node in quiesced:
-            _end_in_context(node)
+        spared = set(nodes).difference(quiesced)
+        for node in all_nodes():  # those made meanwhile were born quiesced
+            if node not in spared:
+                _end_in_context(node)
         raise
 
 

@@ -55,6 +55,8 @@ def attach_child(
     parent_node = parent if isinstance(parent, BlockNode) else None
     if node.refcnt == 0:
         raise RuntimeError(f"node '{node.node_name}' is closed")
+    if parent_node is not None:
+        _refuse_stranger(parent_node, node)
     if node.flags.force_share and parent_node is not None:
         shared = Perm.ALL
     edge = Edge(parent, node, name, role, perm, shared, parent_node=parent_node)
@@ -158,6 +160,7 @@ async def _replace(edges: list[Edge], node: BlockNode, *, dropping: Edge | None 
     old = edges[0].node
     if node.refcnt == 0:
         raise RuntimeError(f"node '{node.node_name}' is closed")
+    _refuse_stranger(old, node)
     for edge in edges:
         if edge.parent_node is not None:
             _refuse_cycle(edge.parent_node, node, edge.name)
@@ -189,12 +192,13 @@ def _link(tran: Transaction, edge: Edge, node: BlockNode) -> None:
 
     def undo() -> None:
         node.parents.remove(edge)
+        edge.attached = was_attached
         if old is not None:
             old.parents.insert(index, edge)
             edge.node = old
+            edge.parent.attached(edge)  # who was told that the edge leaves must hear that it stays
         elif parent is not None:
             del parent.children[edge.name]
-        edge.attached = was_attached
 
     def carry_out() -> None:
         node.ref()
@@ -231,6 +235,7 @@ def _unlink(tran: Transaction, edge: Edge) -> None:
         parent.children[edge.name] = edge
         parent.children.update({name: parent.children.pop(name) for name in names})  # in their old order
         edge.attached = True
+        edge.parent.attached(edge)
 
     def carry_out() -> None:
         edge.bind()
@@ -243,6 +248,12 @@ def _unlink(tran: Transaction, edge: Edge) -> None:
     del parent.children[edge.name]
     edge.attached = False
     tran.add(commit=carry_out, abort=undo)
+
+
+def _refuse_stranger(here: BlockNode, node: BlockNode) -> None:
+    """Nodes that are connected live in one thread: two would change the same lists at once."""
+    if here.context is not node.context:
+        raise BlockError(f"Node '{node.node_name}' and node '{here.node_name}' are in different contexts", errno.EPERM)
 
 
 def _refuse_cycle(parent: BlockNode, node: BlockNode, name: str) -> None:

@@ -362,6 +362,23 @@ async def test_a_cancelled_drain_all_is_no_section() -> None:
         await close(base, other)
 
 
+async def test_a_node_made_while_a_drain_all_fails_is_not_left_quiet() -> None:
+    with disks():
+        base, user = await store(), User()
+        edge = use(user, base)
+        user.busy = True
+        task = asyncio.ensure_future(drain_all_begin())
+        await turns()
+        late = await store("other")
+        assert late.quiesce_counter == 1
+        task.cancel()
+        await asyncio.wait([task])
+        assert (base.quiesce_counter, late.quiesce_counter, user.quiesced) == (0, 0, 0)
+        user.busy = False
+        await detach_child(edge)
+        await close(base, late)
+
+
 async def test_closing_in_a_drained_section() -> None:
     with world(img=image()):
         node = await open_node("toy-store:img", path_factory=Path)

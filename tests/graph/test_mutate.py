@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from blockio.aio.context import IOThread
 from blockio.driver.gate import AllowAll
-from blockio.errors import OptionError, PermissionConflict, ReadOnly, UnsupportedFeature
+from blockio.errors import BlockError, OptionError, PermissionConflict, ReadOnly, UnsupportedFeature
 from blockio.graph.describe import tree
 from blockio.graph.events import ImageCorrupted, NodeEvent, Reported
 from blockio.graph.mutate import (
@@ -101,8 +102,26 @@ async def test_a_replacement_that_is_not_allowed_changes_nothing() -> None:
         assert edge.node is a
         assert (a.parents, b.parents) == ([edge], [other])
         assert (a.refcnt, b.refcnt, user.quiesced) == (2, 2, 0)
+        assert user.told == ["attached a", "quiet", "detached a", "attached a", "go on"]
         for each in (edge, other):
             await detach_child(each)
+        await a.unref()
+        await b.unref()
+
+
+async def test_nodes_of_two_threads_are_not_connected() -> None:
+    with world(**DISKS):
+        a, b = await node_of("toy-filter", "a"), await node_of("toy", "b")
+        async with IOThread() as thread:
+            b.context = thread.context
+            for deed in (
+                node_of("raw", "c", file="b"),
+                replace_child(a.children["file"], b),
+            ):
+                with pytest.raises(BlockError, match="different contexts"):
+                    await deed
+            b.context = a.context
+        assert (picture(a), b.parents, b.refcnt) == ("a", [], 1)
         await a.unref()
         await b.unref()
 
