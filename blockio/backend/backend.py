@@ -118,6 +118,7 @@ class BlockBackend(Names, Root, AioForms, SyncForms):
         finally:
             if self._root is None:
                 self._closed = True
+                self.throttle.leave()
                 self.monitor_remove_blk()
                 delist(self)
 

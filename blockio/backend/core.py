@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from blockio.driver.base import BlockDriver
     from blockio.graph.edge import Edge
     from blockio.graph.node import BlockNode
+    from blockio.throttle.groups import ThrottleMember
 
 __all__ = ["FAIRNESS_BUDGET", "REQUEST_COST", "BackendCore", "Entered"]
 
@@ -47,7 +48,7 @@ class BackendCore:
     * While ``_quiesce`` > 0 no request goes on to the root, unless ``_queuing`` is off. Parked requests go on in the
       order of their arrival: while any is left in ``_parking``, newcomers park behind it.
     * ``_fast_read`` and ``_fast_write`` are set exactly while nothing forbids the fast lane: a root, no drain, nobody
-      parked (and for writes: the permission, and the write cache on). ``_driver`` is then the root's driver.
+      parked, no throttle group (and for writes: the permission, and the write cache on). ``_driver`` is then the root's driver.
     """
 
     def __init__(self, perm: Perm, shared: Perm, context: AioContext | None = None) -> None:
@@ -69,6 +70,7 @@ class BackendCore:
         self._queuing = True
         self._parking = Parking()
         self._idle_waiters: list[asyncio.Future[None]] = []
+        self._throttled: ThrottleMember | None = None
 
     # -- facts
 
@@ -133,7 +135,7 @@ class BackendCore:
     def _bind_lanes(self) -> None:
         """Something that decides over the fast lane changed."""
         root = self._root
-        if root is None or not root.attached or self._quiesce or self._parking:
+        if root is None or not root.attached or self._quiesce or self._parking or self._throttled:
             self._driver = self._fast_read = self._fast_write = None
             return
         self._driver = root.node.driver
@@ -212,12 +214,16 @@ class BackendCore:
         self._quiesce += 1
         if self._quiesce == 1:
             self._bind_lanes()
+            if self._throttled is not None:
+                self._throttled.limits_off()
 
     def _quiesce_end(self) -> None:
         if self._quiesce == 0:
             raise RuntimeError(f"{self._describe()} is not drained")
         self._quiesce -= 1
         if self._quiesce == 0:
+            if self._throttled is not None:
+                self._throttled.limits_on()
             self._release()
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 from blockio.backend.core import FAIRNESS_BUDGET, REQUEST_COST, BackendCore, Entered
 from blockio.buffers import IoVector
 from blockio.errors import OutOfRange, ReadOnly
+from blockio.throttle.buckets import Direction
 from blockio.types import INT_MAX, Perm, PreallocMode, RequestFlags
 
 if TYPE_CHECKING:
@@ -108,6 +109,8 @@ class Requests(BackendCore):
 
     async def _do_preadv(self, offset: int, vector: IoVector, flags: RequestFlags | int) -> None:
         edge = self._check_byte_request(offset, vector.nbytes)
+        if self._throttled is not None:
+            await self._throttled.intercept(Direction.READ, vector.nbytes)
         await edge.co_preadv(offset, vector, flags)
 
     async def _give_a_turn(self) -> None:
@@ -167,6 +170,8 @@ class Requests(BackendCore):
 
     async def _do_pwritev(self, offset: int, vector: IoVector, flags: RequestFlags | int) -> None:
         edge = self._check_write(offset, vector.nbytes, flags)
+        if self._throttled is not None:
+            await self._throttled.intercept(Direction.WRITE, vector.nbytes)
         if not self._enable_write_cache:
             flags = flags | _FUA
         await edge.co_pwritev(offset, vector, flags)
@@ -186,6 +191,8 @@ class Requests(BackendCore):
 
     async def _do_pwrite_zeroes(self, offset: int, nbytes: int, flags: RequestFlags | int) -> None:
         edge = self._check_write(offset, nbytes, flags)
+        if self._throttled is not None:
+            await self._throttled.intercept(Direction.WRITE, nbytes)
         if not self._enable_write_cache:
             flags = flags | _FUA
         await edge.co_pwrite_zeroes(offset, nbytes, flags)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from blockio.backend.drain import Drain
 from blockio.backend.perms import Permissions
+from blockio.backend.throttling import BackendThrottle
 from blockio.errors import BlockError
 from blockio.graph.mutate import attach_child, detach_child
 from blockio.types import Perm, Role
@@ -31,6 +32,7 @@ class Root(Drain, Permissions):
     def __init__(self, perm: Perm, shared: Perm, context: AioContext | None = None) -> None:
         """Empty: see ``BlockBackend``."""
         super().__init__(perm, shared, context)
+        self.throttle = BackendThrottle(self)
         self._remove_bs_notifiers: list[Callable[[], object]] = []
         self._insert_bs_notifiers: list[Callable[[], object]] = []
 
