@@ -18,8 +18,10 @@ from blockio.backend.requests import Requests, readable_vector, writable_vector
 from blockio.graph.drain import RequestScope
 
 if TYPE_CHECKING:
+    from blockio.backend.accounting import Counters
     from blockio.backend.parking import Place
     from blockio.buffers import BufferLike
+    from blockio.errors import BlockError
     from blockio.types import RequestFlags
 
 __all__ = ["AioForms", "AioRequest"]
@@ -28,7 +30,7 @@ _HOW = "use the co_ form, which hops over, or blk.context.schedule_bh"
 
 
 class AioRequest:
-    """One request under way. Await it for its end (and its error), or let it call back.
+    """One request under way. Await it for its end (its result, or its error), or let it call back.
 
     Invariant: from its making until its callback has returned it is either parked on its backend or in flight there;
     ``_place`` is its place in the line until its task begins to wait. Cancelling who awaits it cancels the request, and
@@ -37,10 +39,13 @@ class AioRequest:
 
     __slots__ = (
         "__weakref__",
+        "_began",
         "_blk",
         "_cb",
+        "_counters",
         "_error",
         "_looked_at",
+        "_nbytes",
         "_place",
         "_ret",
         "_task",
@@ -50,21 +55,31 @@ class AioRequest:
     def __init__(
         self,
         blk: AioForms,
-        start: Callable[[], Coroutine[Any, Any, None]] | None,
+        start: Callable[[], Coroutine[Any, Any, int | None]] | None,
         cb: Callable[[int], object] | None,
+        counters: Counters | None = None,
+        nbytes: int = 0,
+        *,
+        error: BlockError | None = None,
     ) -> None:
-        """Not for callers. *start* None: the request is done already (fast lane) and completes in the next turn."""
+        """Not for callers. *start* None: the request is over already (fast lane, *error*); completes in the next turn.
+
+        Else it is counted in *counters* when it ends, as one of *nbytes*.
+        """
         self._blk = blk
+        self._counters = counters
+        self._nbytes = nbytes
+        self._began = blk.stats.begin()
         self._cb = cb
         self._ret: int | None = None
         self._error: BaseException | None = None
         self._looked_at = cb is not None
         self._waiter: asyncio.Future[None] | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[int | None] | None = None
         self._place: Place | None = None
         blk.inc_in_flight()
         if start is None:
-            blk.context.call_soon(self._complete, None)
+            blk.context.call_soon(self._complete, error)
             return
         if blk._must_park():
             # Here and not in the task, which runs later: the order of arrival is the order of the calls.
@@ -72,16 +87,16 @@ class AioRequest:
         self._task = blk.context.loop.create_task(self._run(start))
         self._task.add_done_callback(self._ended)
 
-    async def _run(self, start: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def _run(self, start: Callable[[], Coroutine[Any, Any, int | None]]) -> int | None:
         if self._place is not None:
             place, self._place = self._place, None
             await self._blk._unpark(place)
         with RequestScope(self._blk):
-            await start()
+            return await start()
 
     @property
     def ret(self) -> int | None:
-        """0, a negative errno (-ECANCELED where it was cancelled), or None while under way."""
+        """0 (an ioctl: its result), a negative errno (-ECANCELED: it was cancelled), or None while under way."""
         return self._ret
 
     def done(self) -> bool:
@@ -103,31 +118,36 @@ class AioRequest:
         if self._ret is None:
             await finish(self._end())
 
-    def __await__(self) -> Generator[Any, None, None]:
+    def __await__(self) -> Generator[Any, None, int]:
         return self._wait().__await__()
 
-    async def _wait(self) -> None:
+    async def _wait(self) -> int:
         self._looked_at = True
         if self._ret is None:
             await finish(self._end(), self.cancel_async)
         if self._error is not None:
             raise self._error
+        assert self._ret is not None
+        return self._ret
 
     def _end(self) -> asyncio.Future[None]:
         if self._waiter is None:
             self._waiter = self._blk.context.loop.create_future()
         return self._waiter
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[int | None]) -> None:
         if self._place is not None:  # cancelled before its first step: nothing of _run was run
             self._blk._unpark_unseen(self._place)
             self._place = None
-        self._complete(asyncio.CancelledError() if task.cancelled() else task.exception())
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if self._counters is not None:
+            self._blk.stats.ended(self._counters, self._nbytes, self._began, error)
+        self._complete(error, (task.result() if error is None else None) or 0)
 
-    def _complete(self, error: BaseException | None) -> None:
+    def _complete(self, error: BaseException | None, result: int = 0) -> None:
         self._error = error
         if error is None:
-            self._ret = 0
+            self._ret = result
         elif isinstance(error, asyncio.CancelledError):
             self._ret = -errno.ECANCELED
             self._looked_at = True
@@ -160,7 +180,7 @@ class AioForms(Requests):
         if not flags and self.try_preadv(offset, iov):
             return AioRequest(self, None, cb)
         vector, at = writable_vector(iov), index(offset)
-        return AioRequest(self, lambda: self._do_preadv(at, vector, flags), cb)
+        return AioRequest(self, lambda: self._do_preadv(at, vector, flags), cb, self._reads, vector.nbytes)
 
     def aio_pwritev(
         self, offset: int, iov: BufferLike, flags: RequestFlags | int = 0, cb: Callable[[int], object] | None = None
@@ -170,7 +190,7 @@ class AioForms(Requests):
         if not flags and self.try_pwritev(offset, iov):
             return AioRequest(self, None, cb)
         vector, at = readable_vector(iov), index(offset)
-        return AioRequest(self, lambda: self._do_pwritev(at, vector, flags), cb)
+        return AioRequest(self, lambda: self._do_pwritev(at, vector, flags), cb, self._writes, vector.nbytes)
 
     def aio_pwrite_zeroes(
         self, offset: int, nbytes: int, flags: RequestFlags | int = 0, cb: Callable[[int], object] | None = None
@@ -178,18 +198,18 @@ class AioForms(Requests):
         """Start making *nbytes* from *offset* read as zeroes."""
         self._must_be_home("aio_pwrite_zeroes", _HOW)
         at, count = index(offset), _count(nbytes)
-        return AioRequest(self, lambda: self._do_pwrite_zeroes(at, count, flags), cb)
+        return AioRequest(self, lambda: self._do_pwrite_zeroes(at, count, flags), cb, self._writes, count)
 
     def aio_pdiscard(self, offset: int, nbytes: int, cb: Callable[[int], object] | None = None) -> AioRequest:
         """Start discarding *nbytes* from *offset*."""
         self._must_be_home("aio_pdiscard", _HOW)
         at, count = index(offset), _count(nbytes)
-        return AioRequest(self, lambda: self._do_pdiscard(at, count), cb)
+        return AioRequest(self, lambda: self._do_pdiscard(at, count), cb, self.stats.unmap, count)
 
     def aio_flush(self, cb: Callable[[int], object] | None = None) -> AioRequest:
         """Start a flush of every write that has completed before this call."""
         self._must_be_home("aio_flush", _HOW)
-        return AioRequest(self, self._do_flush, cb)
+        return AioRequest(self, self._do_flush, cb, self.stats.flush)
 
 
 def _count(nbytes: int) -> int:

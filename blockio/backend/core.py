@@ -8,11 +8,14 @@ state that more than one system changes.
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Callable
+from threading import get_ident
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
 from blockio.aio.context import AioContext
+from blockio.backend.accounting import Accounting, Counters
 from blockio.backend.parking import Parking, Place
 from blockio.errors import NoMedium
 from blockio.graph.drain import RequestScope
@@ -23,7 +26,6 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from blockio.driver.base import BlockDriver
     from blockio.graph.edge import Edge
     from blockio.graph.node import BlockNode
     from blockio.throttle.groups import ThrottleMember
@@ -48,8 +50,35 @@ class BackendCore:
     * While ``_quiesce`` > 0 no request goes on to the root, unless ``_queuing`` is off. Parked requests go on in the
       order of their arrival: while any is left in ``_parking``, newcomers park behind it.
     * ``_fast_read`` and ``_fast_write`` are set exactly while nothing forbids the fast lane: a root, no drain, nobody
-      parked, no throttle group (and for writes: the permission, and the write cache on). ``_driver`` is then the root's driver.
+      parked, no throttle group (and for writes: the permission, and the write cache on). They refuse what does not fit.
+    * ``_reads`` and ``_writes`` are the counters of ``stats``, one look-up nearer.
     """
+
+    # Slots here, none in the systems: an object with more attributes than CPython shares keys for (30) loses the
+    # specialised access to them, which the fast lane lives on.
+    __slots__ = (
+        "_allow_write_beyond_eof",
+        "_budget",
+        "_closed",
+        "_context",
+        "_enable_write_cache",
+        "_fast_read",
+        "_fast_write",
+        "_idle_waiters",
+        "_in_flight",
+        "_loop",
+        "_name",
+        "_parking",
+        "_perm",
+        "_queuing",
+        "_quiesce",
+        "_reads",
+        "_root",
+        "_shared",
+        "_throttled",
+        "_writes",
+        "stats",
+    )
 
     def __init__(self, perm: Perm, shared: Perm, context: AioContext | None = None) -> None:
         self._context = AioContext.current() if context is None else context
@@ -59,7 +88,6 @@ class BackendCore:
         self._name = ""
         self._closed = False
         self._root: Edge | None = None
-        self._driver: BlockDriver | None = None
         self._fast_read: Callable[[int, Sequence[Buffer], int], bool] | None = None
         self._fast_write: Callable[[int, Sequence[Buffer], int], bool] | None = None
         self._budget = FAIRNESS_BUDGET
@@ -71,6 +99,13 @@ class BackendCore:
         self._parking = Parking()
         self._idle_waiters: list[asyncio.Future[None]] = []
         self._throttled: ThrottleMember | None = None
+        self.stats = Accounting()
+        """What was asked of this backend and how it went (``blk_get_stats``)."""
+        # Weak, so that a forgotten backend is noticed at once and not by the collector.
+        bind_lanes = weakref.WeakMethod(self._bind_lanes)
+        self.stats.lanes_changed = lambda: (bind := bind_lanes()) is not None and bind()
+        self._reads = self.stats.read
+        self._writes = self.stats.write
 
     # -- facts
 
@@ -126,6 +161,18 @@ class BackendCore:
         """Whether the caller runs in this backend's loop."""
         return asyncio.events._get_running_loop() is self._loop
 
+    def _elsewhere(self) -> bool:
+        """Whether the caller must hop. The fast lane asks for the thread only: the loop costs a system call.
+
+        That is as good, because a thread runs one loop at a time; a loop that came back in another thread is noticed
+        here, by the first request that takes the slow lane for it.
+        """
+        if asyncio.events._get_running_loop() is not self._loop:
+            return True
+        if not self._context.is_current:
+            self._context.thread_id = get_ident()
+        return False
+
     def _must_be_home(self, what: str, instead: str) -> None:
         if not self.in_own_loop():
             raise RuntimeError(f"{what} belongs into the backend's own event loop; {instead}")
@@ -136,15 +183,11 @@ class BackendCore:
         """Something that decides over the fast lane changed."""
         root = self._root
         if root is None or not root.attached or self._quiesce or self._parking or self._throttled:
-            self._driver = self._fast_read = self._fast_write = None
-            return
-        self._driver = root.node.driver
-        if self._driver is None:
             self._fast_read = self._fast_write = None
             return
-        self._fast_read = root.try_preadv
+        self._fast_read = self.stats.timed_lane(root.try_preadv, self._reads)
         writes = self._perm & Perm.WRITE and self._enable_write_cache
-        self._fast_write = root.try_pwritev if writes else None
+        self._fast_write = self.stats.timed_lane(root.try_pwritev, self._writes) if writes else None
 
     # -- counting
 
@@ -228,15 +271,26 @@ class BackendCore:
 
 
 class Entered(RequestScope):
-    """``with Entered(blk):`` around a request: it is in flight, and a drain inside it is a mistake."""
+    """``with Entered(blk):`` around a request: it is in flight, and a drain inside it is a mistake.
 
-    __slots__ = ()
+    With *counters* the request is counted there when it ends, as one of *nbytes*.
+    """
+
+    __slots__ = ("_began", "_counters", "_nbytes")
     owner: BackendCore
+
+    def __init__(self, owner: BackendCore, counters: Counters | None = None, nbytes: int = 0) -> None:
+        super().__init__(owner)
+        self._counters = counters
+        self._nbytes = nbytes
 
     def __enter__(self) -> RequestScope:
         self.owner.inc_in_flight()
+        self._began = self.owner.stats.begin()
         return super().__enter__()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         super().__exit__(kind, error, tb)
+        if self._counters is not None:
+            self.owner.stats.ended(self._counters, self._nbytes, self._began, error)
         self.owner.dec_in_flight()

@@ -14,8 +14,8 @@ From a loop that is not the backend's own the call hops over and comes back.
 from __future__ import annotations
 
 import asyncio
-from asyncio.events import _get_running_loop
 from operator import index
+from threading import get_ident
 from typing import TYPE_CHECKING, Final
 
 from blockio.backend.core import FAIRNESS_BUDGET, REQUEST_COST, BackendCore, Entered
@@ -64,11 +64,11 @@ class Requests(BackendCore):
     def try_preadv(self, offset: int, iov: BufferLike) -> bool:
         """Fill *iov* from *offset* now if that needs no waiting at all; else answer False, having done nothing.
 
-        False also in any thread or loop but the backend's own, while drained, and for requests that are in error:
-        ``co_preadv`` tells which.
+        False also in any thread but the backend's own, while drained, and for requests that are in error: ``co_preadv``
+        tells which.
         """
         read = self._fast_read
-        if read is None or _get_running_loop() is not self._loop:
+        if read is None or get_ident() != self._context.thread_id:
             return False
         bufs: Sequence[Buffer]
         if type(iov) is bytearray:
@@ -82,8 +82,11 @@ class Requests(BackendCore):
             nbytes = vector.nbytes
             bufs = vector.views
         try:
-            if nbytes and 0 <= offset <= self._driver.length - nbytes and read(offset, bufs, nbytes):  # type: ignore[union-attr]  # set with _fast_read
+            if nbytes and read(offset, bufs, nbytes):
                 self._budget -= nbytes + REQUEST_COST
+                counters = self._reads
+                counters.operations += 1
+                counters.bytes += nbytes
                 return True
         except BufferError:
             return False
@@ -99,11 +102,11 @@ class Requests(BackendCore):
             if self._budget < 0:
                 await self._give_a_turn()
             return
-        if _get_running_loop() is not self._loop:
+        if self._elsewhere():
             await self._context.run(self.co_preadv(offset, iov, flags))
             return
         vector = writable_vector(iov)
-        with Entered(self):
+        with Entered(self, self._reads, vector.nbytes):
             await self._wait_while_drained()
             await self._do_preadv(index(offset), vector, flags)
 
@@ -123,7 +126,7 @@ class Requests(BackendCore):
     def try_pwritev(self, offset: int, iov: BufferLike) -> bool:
         """Write *iov* at *offset* now if that needs no waiting; else answer False, having written nothing."""
         write = self._fast_write
-        if write is None or _get_running_loop() is not self._loop:
+        if write is None or get_ident() != self._context.thread_id:
             return False
         bufs: Sequence[Buffer]
         if type(iov) is bytes or type(iov) is bytearray:
@@ -137,8 +140,11 @@ class Requests(BackendCore):
             nbytes = vector.nbytes
             bufs = vector.views
         try:
-            if nbytes and 0 <= offset <= self._driver.length - nbytes and write(offset, bufs, nbytes):  # type: ignore[union-attr]  # set with _fast_write
+            if nbytes and write(offset, bufs, nbytes):
                 self._budget -= nbytes + REQUEST_COST
+                counters = self._writes
+                counters.operations += 1
+                counters.bytes += nbytes
                 return True
         except BufferError:
             return False
@@ -154,11 +160,11 @@ class Requests(BackendCore):
             if self._budget < 0:
                 await self._give_a_turn()
             return
-        if _get_running_loop() is not self._loop:
+        if self._elsewhere():
             await self._context.run(self.co_pwritev(offset, iov, flags))
             return
         vector = readable_vector(iov)
-        with Entered(self):
+        with Entered(self, self._writes, vector.nbytes):
             await self._wait_while_drained()
             await self._do_pwritev(index(offset), vector, flags)
 
@@ -181,11 +187,11 @@ class Requests(BackendCore):
 
         NO_FALLBACK: UnsupportedFeature instead of writing zeroes by hand. Errors as ``co_pwritev``.
         """
-        if _get_running_loop() is not self._loop:
+        if self._elsewhere():
             await self._context.run(self.co_pwrite_zeroes(offset, nbytes, flags))
             return
         _not_negative(nbytes)
-        with Entered(self):
+        with Entered(self, self._writes, nbytes):
             await self._wait_while_drained()
             await self._do_pwrite_zeroes(index(offset), index(nbytes), flags)
 
@@ -201,11 +207,11 @@ class Requests(BackendCore):
 
     async def co_pdiscard(self, offset: int, nbytes: int) -> None:
         """The disk's user no longer needs these bytes. Does nothing unless the image was opened with discard=unmap."""
-        if _get_running_loop() is not self._loop:
+        if self._elsewhere():
             await self._context.run(self.co_pdiscard(offset, nbytes))
             return
         _not_negative(nbytes)
-        with Entered(self):
+        with Entered(self, self.stats.unmap, nbytes):
             await self._wait_while_drained()
             await self._do_pdiscard(index(offset), index(nbytes))
 
@@ -215,10 +221,10 @@ class Requests(BackendCore):
 
     async def co_flush(self) -> None:
         """Put every write that has completed so far onto stable storage. NoMedium while empty."""
-        if _get_running_loop() is not self._loop:
+        if self._elsewhere():
             await self._context.run(self.co_flush())
             return
-        with Entered(self):
+        with Entered(self, self.stats.flush):
             await self._wait_while_drained()
             await self._do_flush()
 
@@ -238,7 +244,7 @@ class Requests(BackendCore):
         NoMedium ("No medium inserted"); ReadOnly; UnsupportedFeature. As in the reference document it neither parks
         nor counts as a request of the backend, so that a drained backend can be resized.
         """
-        if _get_running_loop() is not self._loop:
+        if self._elsewhere():
             await self._context.run(self.co_truncate(length, exact=exact, prealloc=prealloc, flags=flags))
             return
         if index(length) < 0:
@@ -254,7 +260,7 @@ class Requests(BackendCore):
 
     async def co_getlength(self) -> int:
         """The disk's length in bytes, asked anew where it can change behind our back. NoMedium while empty."""
-        if _get_running_loop() is not self._loop:
+        if self._elsewhere():
             return await self._context.run(self.co_getlength())
         return await self._edge().co_getlength()
 
@@ -276,7 +282,7 @@ class Requests(BackendCore):
 
         Counted, parked and checked like a read.
         """
-        if _get_running_loop() is not self._loop:
+        if self._elsewhere():
             return await self._context.run(self.co_block_status(offset, nbytes, want_zero=want_zero))
         _not_negative(nbytes)
         with Entered(self):
@@ -286,7 +292,7 @@ class Requests(BackendCore):
 
     async def co_get_info(self) -> BlockInfo:
         """Cluster size and state of the root's driver. NoMedium while empty."""
-        if _get_running_loop() is not self._loop:
+        if self._elsewhere():
             return await self._context.run(self.co_get_info())
         return await self._edge().co_get_info()
 
