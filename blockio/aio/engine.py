@@ -38,10 +38,6 @@ IOV_MAX: Final = 1024
 INLINE_MAX: Final = 64 << 10
 """Bytes up to which a hand-over to a thread costs more than trying to copy from the page cache in place."""
 
-INLINE_LIMIT: Final = 256 << 10
-"""Bytes from which on a copy from the page cache holds the loop up longer than a hand-over takes, so that another
-core had better do it: a 2 MiB copy is 300 microseconds in which nobody else is served."""
-
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
 
@@ -76,7 +72,7 @@ def _inline(call: Callable[[int, Sequence[Buffer], int, int], int], fd: int) -> 
 
     def attempt(offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool:
         nonlocal possible
-        if nbytes >= INLINE_LIMIT or not possible:
+        if not possible:
             return False
         try:
             # A short transfer means that the rest is not cached, or not there: the slow lane does all of it again.

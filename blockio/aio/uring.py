@@ -40,7 +40,7 @@ MAX_TRANSFER: Final = 0x7FFFF000
 """The most one Linux read or write moves, in bytes."""
 
 ASYNC_TRANSFER: Final = 256 << 10
-"""From this many bytes on a copy out of the page cache, or into it, is worth a kernel worker's time."""
+"""From this many bytes on a copy out of the page cache is worth a kernel worker's time instead of the loop's."""
 
 _NR_SETUP: Final = 425
 _NR_ENTER: Final = 426
@@ -272,9 +272,7 @@ class Uring:
             else:
                 pin = self._from_buffer(view)
                 address = self._addressof(pin)
-            length = view.nbytes
-            sqe = _SQE_ASYNC if length >= ASYNC_TRANSFER else 0
-            op = _Op(_OP_WRITE, fd, offset, address, min(length, MAX_TRANSFER), rwf, pin, sqe)
+            op = _Op(_OP_WRITE, fd, offset, address, min(view.nbytes, MAX_TRANSFER), rwf, pin)
         else:
             op = self._vectored(_OP_WRITEV, fd, offset, views, rwf)
         return await self._done(op, batch)
@@ -295,7 +293,7 @@ class Uring:
             _IOVEC.pack_into(vector, _IOVEC.size * index, address, view.nbytes)
         pin = self._from_buffer(vector)
         pins.append(pin)
-        sqe = _SQE_ASYNC if total >= ASYNC_TRANSFER else 0
+        sqe = _SQE_ASYNC if opcode == _OP_READV and total >= ASYNC_TRANSFER else 0
         return _Op(opcode, fd, offset, self._addressof(pin), len(views), rwf, pins, sqe)
 
     async def fdatasync(self, fd: int) -> None:
