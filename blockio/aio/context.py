@@ -15,7 +15,7 @@ from concurrent.futures import Future as ThreadFuture
 from types import TracebackType
 from typing import Any, Final, Protocol, TypeVar, TypeVarTuple, cast
 
-__all__ = ["AioContext", "Closeable", "IOThread", "finish"]
+__all__ = ["AioContext", "Closeable", "IOThread", "finish", "on_new_stack"]
 
 _ATTRIBUTE: Final = "_blockio_aio_context"
 
@@ -54,6 +54,15 @@ async def finish(future: asyncio.Future[_T], cancel: Callable[[], object] | None
             future.exception()  # looked at, so that nobody reports it as forgotten
         raise cancelled
     return future.result()
+
+
+async def on_new_stack(coro: Coroutine[Any, Any, _T]) -> _T:
+    """Await *coro* in a task of its own, where the call stack begins anew: for what goes deeper than that is long.
+
+    Cancelled: *coro* is, it is waited for, then the cancellation goes on.
+    """
+    task = asyncio.ensure_future(coro)
+    return await finish(task, task.cancel)
 
 
 class AioContext:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from blockio.aio.context import on_new_stack
 from blockio.driver.base import DriverKind, FilterDriver, FormatDriver
 from blockio.errors import ReadOnly, UnsupportedFeature
 from blockio.graph.edge import Edge
@@ -47,7 +48,8 @@ async def copy_to(io: NodeIO, offset: int, target: Edge, target_offset: int, nby
         if isinstance(driver, FormatDriver):
             token = driver.map_begin()
             try:
-                await _copy_mapped(driver, offset, target, target_offset, nbytes)
+                copying = _copy_mapped(driver, offset, target, target_offset, nbytes)
+                await (on_new_stack(copying) if io.starts_stack else copying)
             finally:
                 driver.map_end(token)
         elif isinstance(driver, FilterDriver):
@@ -80,6 +82,9 @@ async def copy_from(io: NodeIO, source: BlockDriver, source_offset: int, offset:
     _able(driver)
     if io.node.read_only:
         raise ReadOnly
+    if driver.kind is DriverKind.FORMAT and (offset + nbytes > driver.length or io.node.probed):
+        # Its own write says what becomes of these: a window ends there, a guessed format watches its first sector.
+        raise UnsupportedFeature
     async with io.request(offset, offset + nbytes):
         ok = False
         try:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from blockio.aio.context import on_new_stack
 from blockio.driver.base import BlockDriver, FormatDriver
 from blockio.errors import NoMedium, ReadOnly, UnsupportedFeature
 from blockio.graph.drain import RequestScope, current_requests
@@ -49,6 +50,8 @@ _NO_FALLBACK: Final = int(RequestFlags.NO_FALLBACK)
 _MAY_UNMAP: Final = int(RequestFlags.MAY_UNMAP)
 _FUA: Final = int(RequestFlags.FUA)
 _COMPRESSED: Final = int(RequestFlags.WRITE_COMPRESSED)
+_STACK: Final = 32
+"""How many nodes of a chain share a call stack: a read makes some five calls in each, and Python allows 1000."""
 _LIMITING_ROLES: Final = Role.DATA | Role.FILTERED | Role.COW
 
 
@@ -85,6 +88,7 @@ class NodeIO:
         "cluster_size",
         "flushed_gen",
         "flushes",
+        "height",
         "in_flight",
         "limits",
         "maps_reads",
@@ -92,6 +96,7 @@ class NodeIO:
         "maps_writes",
         "native_fua",
         "node",
+        "starts_stack",
         "tracked",
         "wr_highest_offset",
         "write_gen",
@@ -115,6 +120,10 @@ class NodeIO:
         self.maps_writes: FormatDriver | None = None
         self.maps_status: FormatDriver | None = None
         self.native_fua = False
+        self.height = 0
+        """The longest way down from here, in edges."""
+        self.starts_stack = False
+        """What goes down from here does so on a call stack of its own: a chain is longer than one."""
         self._mask = 0
         self._sized: BlockDriver | _Nothing = _Nothing()
         self._lane_read: TryTransfer = _never
@@ -218,7 +227,10 @@ class NodeIO:
         try:
             if tracked.serialising:
                 await tracked.wait(ticket)
-            await data.read_blocks(self, offset, iov)
+            if self.starts_stack:
+                await on_new_stack(data.read_blocks(self, offset, iov))
+            else:
+                await data.read_blocks(self, offset, iov)
         finally:
             self._leave(ticket, scope)
 
@@ -407,8 +419,8 @@ class NodeIO:
         end = offset + nbytes
         if offset < 0 or end > self._sized.length:
             return False
+        self.write_gen += 1  # whatever comes of it: a part may arrive although the answer is False
         if self._try_write(offset, bufs, nbytes):
-            self.write_gen += 1
             self.wr_highest_offset = max(self.wr_highest_offset, end)
             return True
         return False
@@ -435,6 +447,9 @@ class NodeIO:
             children = self.node.children.values()
             below = [edge.limits for edge in children if edge.role & _LIMITING_ROLES]
             self.limits = merged_limits(driver.limits(), below)
+            paths = [edge.node.path for edge in children]
+            self.height = 1 + max((path.height for path in paths if isinstance(path, NodeIO)), default=-1)
+            self.starts_stack = self.height > 0 and self.height % _STACK == 0
         self._mask = self.limits.request_alignment - 1
         self.cluster_size = 0
         self.refresh_lanes()

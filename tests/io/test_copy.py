@@ -56,6 +56,30 @@ async def test_a_failed_copy_abandons_what_was_allocated() -> None:
         target.whole()
 
 
+async def test_nothing_is_copied_past_the_end_of_a_format() -> None:
+    """A raw window ends inside its file, and what is behind it is somebody else's."""
+    one, two, three = Disk(pattern(8 * K)), Disk(8 * K), Disk(0)
+    window = {"driver": "raw", "size": 4 * K, "file": on_disk(two)}
+    clusters = in_format(three, length=4 * K)
+    async with opened(on_disk(one)) as source, opened(window) as raw, opened(clusters) as target:
+        for there in (raw, target):
+            with pytest.raises(UnsupportedFeature):
+                await source.edge.co_copy_range_to(0, there.edge, 2 * K, 4 * K)
+            there.whole()
+        source.whole()
+    assert two.data == bytes(8 * K)
+    assert not three.data
+
+
+async def test_a_guessed_format_sees_what_is_written() -> None:
+    one, two = Disk(b"QFI\xfb" + bytes(8 * K)), Disk(8 * K)
+    async with opened(on_disk(one)) as source, opened({"driver": "raw", "file": on_disk(two)}) as target:
+        target.node.probed = True
+        with pytest.raises(UnsupportedFeature):
+            await source.edge.co_copy_range_to(0, target.edge, 0, 4 * K)
+    assert two.data == bytes(8 * K)
+
+
 async def test_where_it_cannot_be() -> None:
     unable = replace(ALL_NATIVE, copy_range=Capability.NONE)
     one, two = Disk(8 * K, capabilities=unable), Disk(8 * K)
