@@ -27,11 +27,13 @@ async def flush(io: NodeIO) -> None:
         await io.flushes.wait(turn)
         driver = io.driver()
         await wall.called(driver, "co_flush_to_os", driver.co_flush_to_os())
-        if not io.node.flags.cache_no_flush and io.flushed_gen != generation:
+        to_disk = not io.node.flags.cache_no_flush
+        if to_disk and io.flushed_gen != generation:
             driver = io.driver()
             await wall.called(driver, "co_flush_to_disk", driver.co_flush_to_disk())
         await _flush_children(io)
-        io.flushed_gen = generation
+        if to_disk:  # else a reopen with flushes must not find them done
+            io.flushed_gen = generation
     finally:
         io.flushes.leave(turn)
 

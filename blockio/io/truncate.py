@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from blockio.driver.base import DriverKind
 from blockio.errors import BlockError, ReadOnly, UnsupportedFeature
 from blockio.io import wall
-from blockio.io.limits import check_range
+from blockio.io.limits import MAX_LENGTH, check_range
 from blockio.types import Capability, PreallocMode, RequestFlags
 
 if TYPE_CHECKING:
@@ -20,9 +20,10 @@ __all__ = ["truncate"]
 async def truncate(io: NodeIO, length: int, *, exact: bool, prealloc: PreallocMode, flags: int) -> None:
     """Grow or shrink to *length*.
 
-    Growth excludes writes to the new range meanwhile: preallocation could overwrite them. Where a backing file
-    reaches past the old end, ZERO_WRITE is added, or its content would appear in the new range; the driver sees to
-    that before the new length shows, so that no crash can expose it.
+    It excludes everything behind the smaller of both ends meanwhile: preallocation could overwrite what is written
+    there, a write could bring back what is cut, and another change of the length sees this one done. Where a backing
+    file reaches past the old end, ZERO_WRITE is added, or its content would appear in the new range; the driver sees
+    to that before the new length shows, so that no crash can expose it.
 
     Raises BlockError EINVAL for a negative length, EACCES on a read-only node, ENOTSUP where the driver cannot.
     """
@@ -34,10 +35,10 @@ async def truncate(io: NodeIO, length: int, *, exact: bool, prealloc: PreallocMo
         raise ReadOnly("Image is read-only", errno.EACCES)
     if driver.capabilities.resize is Capability.NONE:
         raise UnsupportedFeature("Image format driver does not support resize")
-    old = await driver.co_getlength()
-    start = min(old, length)
-    async with io.request(start, max(old, length), serialising=length > old):
+    start = min(await driver.co_getlength(), length)
+    async with io.request(start, MAX_LENGTH, serialising=True):
         driver = io.driver()
+        old = await driver.co_getlength()
         backing = io.node.backing
         if length > old and backing is not None and await backing.co_getlength() > old:
             flags |= RequestFlags.ZERO_WRITE

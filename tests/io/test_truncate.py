@@ -45,6 +45,31 @@ async def test_growth_waits_for_writes_there_and_they_wait_for_it() -> None:
         rig.whole()
 
 
+async def test_shrinking_waits_for_writes_there_and_no_later_one_brings_back_what_is_cut() -> None:
+    disk = Disk(8192)
+    async with opened(on_disk(disk)) as rig:
+        gate = disk.gate = asyncio.Event()
+        before = asyncio.ensure_future(rig.write(5000, b"x" * 100))
+        await asyncio.sleep(0)
+        cut = asyncio.ensure_future(rig.io.co_truncate(4096))
+        await asyncio.sleep(0)
+        disk.gate = None
+        assert not rig.io.try_pwritev(6000, [b"y"], 1)
+        assert disk.operations == ["write"]
+        gate.set()
+        await asyncio.gather(before, cut)
+        assert (rig.node.length, len(disk.data)) == (4096, 4096)
+        rig.whole()
+
+
+async def test_two_changes_of_the_length_one_behind_the_other() -> None:
+    """The second must see what the first left: else a longer backing file would show through."""
+    async with opened(in_format(Disk(0), length=16384, backing=on_disk(Disk(pattern(12288))))) as rig:
+        await asyncio.gather(rig.io.co_truncate(4096), rig.io.co_truncate(32768))
+        assert await rig.read(4096, 8192) == bytes(8192)
+        rig.whole()
+
+
 @pytest.mark.parametrize(("backing", "zeroed"), [(3000, False), (4096, False), (6000, True), (None, False)])
 async def test_what_a_longer_backing_file_holds_does_not_appear(backing: int | None, zeroed: bool) -> None:
     below = None if backing is None else on_disk(Disk(pattern(backing)))

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from blockio.errors import BlockError, OutOfRange, UnsupportedFeature
+from blockio.graph.reopen import reopen
 from blockio.types import BlockLimits, Capability, DetectZeroes, OpenFlags, RequestFlags
 from tests.io.world import ALL_NATIVE, Disk, failing_after, in_format, on_disk, opened, pattern
 
@@ -237,6 +238,16 @@ async def test_cache_no_flush_still_writes_back() -> None:
     async with opened(on_disk(disk), flags=OpenFlags(cache_no_flush=True)) as rig:
         await rig.write(0, b"x", RequestFlags.FUA)
         assert disk.operations == ["write", "flush-to-os"]
+
+
+async def test_what_was_not_flushed_is_flushed_when_flushes_count_again() -> None:
+    disk = Disk(4096)
+    async with opened(on_disk(disk), flags=OpenFlags(cache_no_flush=True)) as rig:
+        await rig.write(0, b"x")
+        await rig.io.co_flush()
+        await reopen(rig.node, cache_no_flush=False)
+        await rig.io.co_flush()
+        assert disk.operations == ["write", "flush-to-os", *FLUSH]
 
 
 async def test_one_flush_at_a_time_and_the_waiting_ones_find_it_done() -> None:
