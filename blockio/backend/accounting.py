@@ -28,10 +28,9 @@ if TYPE_CHECKING:
 
     from blockio.backend.statistics import Statistics
 
-    TryTransfer: TypeAlias = "Callable[[int, Sequence[Buffer], int], bool]"
+__all__ = ["Accounting", "Counters", "Kind", "TryTransfer"]
 
-__all__ = ["Accounting", "Counters", "Kind"]
-
+TryTransfer: TypeAlias = "Callable[[int, Sequence[Buffer], int], bool]"
 Kind: TypeAlias = Literal["read", "write", "flush", "unmap"]
 
 

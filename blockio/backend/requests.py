@@ -18,7 +18,8 @@ from operator import index
 from threading import get_ident
 from typing import TYPE_CHECKING, Final
 
-from blockio.backend.core import FAIRNESS_BUDGET, REQUEST_COST, BackendCore, Entered
+from blockio.backend.core import FAIRNESS_BUDGET, REQUEST_COST, Entered
+from blockio.backend.node_accounting import NodeAccounting
 from blockio.buffers import IoVector
 from blockio.errors import OutOfRange, ReadOnly
 from blockio.throttle.buckets import Direction
@@ -56,7 +57,7 @@ def readable_vector(iov: BufferLike) -> IoVector:
     return IoVector.of(iov)
 
 
-class Requests(BackendCore):
+class Requests(NodeAccounting):
     """The coroutine form of every request, and ``try_preadv``/``try_pwritev`` for who wants only the fast lane."""
 
     # -- reads

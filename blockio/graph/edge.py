@@ -134,7 +134,7 @@ class Edge:
 
     def bind(self) -> None:
         """Take over the node's request methods; to be called when ``node``, ``perm`` or ``attached`` changed."""
-        path = self.node.path
+        path = self.node.counted or self.node.path
         self.co_preadv = path.co_preadv
         self.co_pwritev = path.co_pwritev
         self.co_pwrite_zeroes = path.co_pwrite_zeroes

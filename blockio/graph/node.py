@@ -20,8 +20,9 @@ from blockio.types import DetectZeroes, Limits, OpenFlags, Role
 
 if TYPE_CHECKING:
     from blockio.driver.base import ChildOpener
+    from blockio.graph.blockers import OpType
     from blockio.graph.edge import Edge
-    from blockio.graph.path import PathFactory, RequestPath
+    from blockio.graph.path import EdgePath, PathFactory, RequestPath
 
 __all__ = ["BlockNode", "NodeState", "all_nodes", "find_node"]
 
@@ -87,6 +88,8 @@ class BlockNode:
         self.listeners: list[Listener] = []
         self.quiesce_counter = drain.drain_all_sections()
         self.settling: asyncio.Task[None] | None = None
+        self.aio_notifiers: list[tuple[Callable[[AioContext], object], Callable[[], object]]] = []
+        """Who is told when the node moves to another context; see ``graph.move``."""
         self._driver_quiesced = False
         self._corruption_signalled = False
         self.driver_class = cls
@@ -94,6 +97,10 @@ class BlockNode:
         self._closing_driver: BlockDriver | None = None
         self._opened = False
         self.path: RequestPath = path_factory(self)
+        self.counted: EdgePath | None = None
+        """What edges bind in place of ``path``: the same, counted by somebody who wants to know."""
+        self.op_blockers: dict[OpType, list[object]] = {}
+        """Why which operations are refused; see ``graph.blockers``."""
         self.state = NodeState.OPENING
 
     def __repr__(self) -> str:
@@ -224,6 +231,11 @@ class BlockNode:
         for edge in list(self.parents):
             edge.parent.resized(edge)
 
+    def media_changed(self, load: bool) -> None:
+        """The driver's medium was put in, or is gone: tell the parents (QEMU's bdrv_parent_cb_change_media)."""
+        for edge in list(self.parents):
+            edge.parent.change_media(edge, load)
+
     def limits_changed(self) -> None:
         """The driver's limits, a child's, or the set of children changed: merge anew, here and above."""
         queue = [self]
@@ -256,6 +268,21 @@ class BlockNode:
         """Call *listener* with every event from now on; returns what stops that."""
         self.listeners.append(listener)
         return lambda: self.listeners.remove(listener)
+
+    # -- AioContext notifiers
+
+    def add_aio_context_notifier(self, attached: Callable[[AioContext], object], detach: Callable[[], object]) -> None:
+        """When the node moves: call *detach* before, in the old context, and *attached* with the new one, after."""
+        self.aio_notifiers.append((attached, detach))
+
+    def remove_aio_context_notifier(
+        self, attached: Callable[[AioContext], object], detach: Callable[[], object]
+    ) -> None:
+        """Call them no more. ValueError where the pair was never added, or was removed."""
+        try:
+            self.aio_notifiers.remove((attached, detach))
+        except ValueError:
+            raise ValueError(f"node '{self.node_name}' has no such AioContext notifier") from None
 
     # -- drain
 
@@ -345,6 +372,11 @@ class BlockNode:
             driver.length = edge.length
             self.length_changed()
 
+    def change_media(self, edge: Edge, load: bool) -> None:
+        """What a filter, or a format that is just a window on its file, shows has changed as well."""
+        if edge.role & Role.FILTERED:
+            self.media_changed(load)
+
     def attached(self, edge: Edge) -> None:
         """A child is there: its limits count."""
         if self.state is NodeState.OPEN:
@@ -367,7 +399,7 @@ class BlockNode:
         carry_out_move(self, context, seen)
 
     def activate(self, edge: Edge) -> None:
-        """Nothing: what this node holds of its children follows from its own users."""
+        """Nothing: ``graph.activation`` visits every node, and what one holds of its children follows from its users."""
 
     def inactivate(self, edge: Edge) -> None:
         """Nothing, as above."""

@@ -20,19 +20,11 @@ if TYPE_CHECKING:
     from blockio.graph.node import BlockNode
     from blockio.types import BlockInfo, BlockLimits, BlockStatus, PreallocMode, RequestFlags
 
-__all__ = ["ChildParent", "PathFactory", "RequestPath"]
+__all__ = ["ChildParent", "EdgePath", "PathFactory", "RequestPath"]
 
 
-class RequestPath(Protocol):
-    """The request path of one node. Offsets and lengths are bytes.
-
-    Invariant: ``in_flight`` is the number of requests that have entered and not left, in either lane's view (the
-    fast lane never suspends, so it needs no count). Whoever brings it to 0 calls ``node.kick()``.
-    """
-
-    in_flight: int
-    limits: BlockLimits
-    """The driver's limits merged with the DATA, FILTERED and COW children's."""
+class EdgePath(Protocol):
+    """What an edge binds of a node's request path."""
 
     async def co_preadv(self, offset: int, iov: IoVector, flags: RequestFlags | int = 0) -> None: ...
     async def co_pwritev(self, offset: int, iov: IoVector, flags: RequestFlags | int = 0) -> None: ...
@@ -44,13 +36,26 @@ class RequestPath(Protocol):
     ) -> None: ...
     async def co_getlength(self) -> int: ...
     async def co_block_status(self, offset: int, nbytes: int, *, want_zero: bool = True) -> BlockStatus: ...
+    async def co_get_info(self) -> BlockInfo: ...
+    def try_preadv(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool: ...
+    def try_pwritev(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool: ...
+
+
+class RequestPath(EdgePath, Protocol):
+    """The request path of one node. Offsets and lengths are bytes.
+
+    Invariant: ``in_flight`` is the number of requests that have entered and not left, in either lane's view (the
+    fast lane never suspends, so it needs no count). Whoever brings it to 0 calls ``node.kick()``.
+    """
+
+    in_flight: int
+    limits: BlockLimits
+    """The driver's limits merged with the DATA, FILTERED and COW children's."""
+
     async def co_copy_range_to(self, offset: int, target: Edge, target_offset: int, nbytes: int) -> None: ...
     async def co_copy_range_from(self, source: BlockDriver, source_offset: int, offset: int, nbytes: int) -> None:
         """The other end of ``co_copy_range_to``: *source* is the protocol driver that holds the bytes."""
 
-    async def co_get_info(self) -> BlockInfo: ...
-    def try_preadv(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool: ...
-    def try_pwritev(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool: ...
     def refresh_limits(self) -> None:
         """The driver's or a child's limits, or the set of children, changed."""
 
@@ -82,6 +87,9 @@ class ChildParent(Protocol):
 
     def resized(self, edge: Edge) -> None:
         """The child's length changed."""
+
+    def change_media(self, edge: Edge, load: bool) -> None:
+        """The child's medium was put in (*load*), or is gone."""
 
     def attached(self, edge: Edge) -> None:
         """*edge* now leads to ``edge.node``."""

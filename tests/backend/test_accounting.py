@@ -6,6 +6,7 @@ import asyncio
 import errno
 import io
 import json
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,7 @@ from blockio.backend.histogram import LatencyHistogram
 from blockio.backend.statistics import OperationStatistics, Statistics, table
 from blockio.errors import BlockError, NoMedium, OutOfRange
 from blockio.testing.driver import MemoryDisk
-from blockio.types import Perm
+from blockio.types import Perm, RequestFlags
 from tests.backend.conftest import LENGTH
 
 SECOND = 1_000_000_000
@@ -260,3 +261,30 @@ async def test_as_a_table(blk: BlockBackend) -> None:
     assert "disk0" in text
     assert "5,000" in text
     assert "read" not in text
+
+
+@pytest.mark.parametrize("fast", [True, False])
+async def test_node_by_node(tmp_path: Path, fast: bool) -> None:
+    path = tmp_path / "disk.raw"
+    path.write_bytes(bytes(LENGTH))
+    options = {"driver": "raw", "node-name": "top", "file": {"driver": "file", "filename": str(path)}}
+    async with await BlockBackend.new_open(options=options) as blk:
+        assert blk.node_stats() == []
+        blk.account_nodes()
+        blk.account_nodes()
+        memory = bytearray(4096)
+        for _ in range(3):
+            await blk.co_preadv(0, memory, 0 if fast else RequestFlags.SERIALISING)
+        await blk.co_pwritev(0, memory)
+        await blk.co_pwrite_zeroes(0, 512)
+        await blk.co_pdiscard(0, 512)
+        await blk.co_flush()
+        top, file = blk.node_stats()
+        assert top.name == "top"
+        assert counts(top)["read"] == counts(file)["read"] == (3, 3 * 4096, 0, 0)
+        assert counts(top)["write"] == (2, 4096 + 512, 0, 0)
+        assert top.read.time_ns >= file.read.time_ns > 0
+        blk.account_nodes(False)
+        assert blk.node_stats() == []
+        await blk.co_preadv(0, memory)
+        assert blk.stats.snapshot().read.operations == 4
