@@ -8,11 +8,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from blockio.backend.aio import AioForms
-from blockio.backend.names import Names, delist, enlist
+from blockio.backend.error_action import ErrorHandling
+from blockio.backend.medium import Medium
 from blockio.backend.names import all_backends as _all_backends
 from blockio.backend.names import by_name as _by_name
+from blockio.backend.names import enlist
 from blockio.backend.names import named_backends as _named_backends
-from blockio.backend.root import Root
 from blockio.backend.sync import SyncForms
 from blockio.graph.open import open_node
 from blockio.io import NodeIO
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["BlockBackend"]
 
 
-class BlockBackend(Names, Root, AioForms, SyncForms):
+class BlockBackend(Medium, ErrorHandling, AioForms, SyncForms):
     """A disk as its user sees it: a root node that may come and go, requests, permissions, drained sections.
 
     ``BlockBackend(perm, shared)`` is empty (``blk_new``): all requests are NoMedium until ``insert_bs``.
@@ -44,7 +45,12 @@ class BlockBackend(Names, Root, AioForms, SyncForms):
     @classmethod
     async def new_with_bs(cls, node: BlockNode, perm: Perm, shared: Perm) -> BlockBackend:
         """A backend in *node*'s context with *node* as its root; errors as ``insert_bs`` (``blk_new_with_bs``)."""
+        return await cls._new_with_bs(node, perm, shared)
+
+    @classmethod
+    async def _new_with_bs(cls, node: BlockNode, perm: Perm, shared: Perm, *, asleep: bool = False) -> BlockBackend:
         blk = cls(perm, shared, node.context)
+        blk._disable_perm = asleep
         try:
             await blk.insert_bs(node)
         except BaseException:
@@ -70,7 +76,8 @@ class BlockBackend(Names, Root, AioForms, SyncForms):
         It needs CONSISTENT_READ (not with ``no_io``), WRITE (not with ``read_only``) and, with *resize*, RESIZE, and
         shares everything. What the image itself refers to is asked of *gate*, which denies by default. *trust* bounds
         what the image may cost. With *context* everything is opened and lives there. A failed or cancelled open
-        leaves nothing open.
+        leaves nothing open. With ``inactive`` in *flags* nothing is taken until ``invalidate_cache`` says that the
+        image is ours: the disk of a machine that is still running elsewhere.
         """
         flags = flags or OpenFlags()
         perm = Perm.NONE
@@ -92,35 +99,11 @@ class BlockBackend(Names, Root, AioForms, SyncForms):
                 node_name=node_name,
             )
             try:
-                return await cls.new_with_bs(node, perm, Perm.ALL)
+                return await cls._new_with_bs(node, perm, Perm.ALL, asleep=node.flags.inactive)
             finally:
                 await node.unref()
 
         return await (opened() if context is None else context.run(opened()))
-
-    async def close(self) -> None:
-        """Drain, let go of the root and the name; the backend cannot be used again.
-
-        RuntimeError where it is closed already or the caller is inside one of its requests. Errors of closing the
-        image (a failed last write-back) are raised after everything was let go of.
-        """
-        if self._closed:
-            raise RuntimeError(f"{self._describe()} is closed already")
-        self._refuse_inside_request()
-        await self._context.run(self._close())
-
-    async def _close(self) -> None:
-        try:
-            if self._root is not None:
-                await self._remove()
-            else:
-                await self._wait_idle()
-        finally:
-            if self._root is None:
-                self._closed = True
-                self.throttle.leave()
-                self.monitor_remove_blk()
-                delist(self)
 
     async def __aenter__(self) -> BlockBackend:
         if self._closed:
@@ -140,6 +123,22 @@ class BlockBackend(Names, Root, AioForms, SyncForms):
     def __repr__(self) -> str:
         root = "closed" if self._closed else "empty" if self._root is None else f"root={self._root.node_name!r}"
         return f"<BlockBackend {self._name + ' ' if self._name else ''}{root}>"
+
+    @staticmethod
+    async def remove_all_bs() -> None:
+        """Take the root out of every backend that has one, hidden ones too: the end of the program.
+
+        One after the other; errors of closing images are raised as one ExceptionGroup when all are out.
+        """
+        errors: list[Exception] = []
+        for blk in _all_backends():
+            try:
+                if blk.root is not None:
+                    await blk.remove_bs()
+            except Exception as error:  # the other images must be closed nevertheless; raised below
+                errors.append(error)
+        if errors:
+            raise ExceptionGroup("some images could not be closed properly", errors)
 
     # -- the lists (document order: by_name, next, all_next)
 

@@ -267,7 +267,13 @@ class BackendCore:
         if self._quiesce == 0:
             if self._throttled is not None:
                 self._throttled.limits_on()
-            self._release()
+            try:
+                self._resuming()
+            finally:
+                self._release()
+
+    def _resuming(self) -> None:
+        """The last section has ended and nothing goes on yet; for systems that tell somebody."""
 
 
 class Entered(RequestScope):

@@ -10,7 +10,9 @@ from __future__ import annotations
 import re
 import threading
 import weakref
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
 
 from blockio.backend.core import BackendCore
 from blockio.errors import OptionError
@@ -19,7 +21,7 @@ from blockio.graph.names import find_node, name_guards
 if TYPE_CHECKING:
     from blockio.backend.backend import BlockBackend
 
-__all__ = ["Names", "all_backends", "by_name", "id_wellformed", "named_backends"]
+__all__ = ["DriveInfo", "Names", "all_backends", "by_name", "id_wellformed", "named_backends"]
 
 _ID: Final = re.compile(r"[A-Za-z][A-Za-z0-9\-._]*")
 _lock: Final = threading.Lock()
@@ -27,6 +29,14 @@ _all: Final[dict[int, weakref.ref[BlockBackend]]] = {}
 """By ``id``, in the order of creation."""
 _named: Final[dict[str, BlockBackend]] = {}
 """The monitor's, in the order of naming."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DriveInfo:
+    """What an old style ``-drive`` option said of a backend, kept for who made it (``DriveInfo``)."""
+
+    id: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def id_wellformed(name: str) -> bool:
@@ -47,7 +57,7 @@ def enlist(blk: BlockBackend) -> None:
         _all[key] = weakref.ref(blk, gone)
 
 
-def delist(blk: BlockBackend) -> None:
+def delist(blk: BackendCore) -> None:
     """A backend was closed."""
     with _lock:
         _all.pop(id(blk), None)
@@ -84,6 +94,8 @@ name_guards.append(_guard)
 class Names(BackendCore):
     """A backend's name and its place in the lists."""
 
+    _dinfo: DriveInfo | None = None
+
     @property
     def name(self) -> str:
         """The name the monitor knows it by, or ``""``."""
@@ -119,3 +131,28 @@ class Names(BackendCore):
         with _lock:
             _named.pop(self._name, None)
         self._name = ""
+
+    # -- the legacy of -drive
+
+    def legacy_dinfo(self) -> DriveInfo | None:
+        """The DriveInfo it was given, or None."""
+        return self._dinfo
+
+    def set_legacy_dinfo(self, dinfo: DriveInfo) -> DriveInfo:
+        """Keep *dinfo* with it until it is closed, and return it. RuntimeError where it has one."""
+        if self._dinfo is not None:
+            raise RuntimeError(f"{self._describe()} has a DriveInfo already, and keeps it for life")
+        self._dinfo = dinfo
+        return dinfo
+
+    @staticmethod
+    def by_legacy_dinfo(dinfo: DriveInfo) -> BlockBackend:
+        """The named backend that has this very *dinfo*. LookupError where none has."""
+        for blk in named_backends():
+            if blk.legacy_dinfo() is dinfo:
+                return blk
+        raise LookupError(f"no backend with a name has {dinfo!r}; name it with monitor_add_blk() first")
+
+    def _drive_info_del(self) -> None:
+        """The backend ends (``drive_info_del``)."""
+        self._dinfo = None

@@ -6,11 +6,12 @@ Stands on the system *root-insert-remove* of the reference document.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from blockio.backend.drain import Drain
-from blockio.backend.perms import Permissions
+from blockio.backend.migration import Migration
+from blockio.backend.notifiers import Notifiers
+from blockio.backend.root_state import RootStateKeeping
 from blockio.backend.throttling import BackendThrottle
 from blockio.errors import BlockError
 from blockio.graph.mutate import attach_child, detach_child
@@ -26,15 +27,13 @@ __all__ = ["Root"]
 _ROLE: Final = Role.FILTERED | Role.PRIMARY
 
 
-class Root(Drain, Permissions):
-    """``insert_bs``, ``remove_bs``, their notifiers, and the ChildParent side towards the graph."""
+class Root(Drain, Migration, RootStateKeeping, Notifiers):
+    """``insert_bs``, ``remove_bs``, and the ChildParent side towards the graph."""
 
     def __init__(self, perm: Perm, shared: Perm, context: AioContext | None = None) -> None:
         """Empty: see ``BlockBackend``."""
         super().__init__(perm, shared, context)
         self.throttle = BackendThrottle(self)
-        self._remove_bs_notifiers: list[Callable[[], object]] = []
-        self._insert_bs_notifiers: list[Callable[[], object]] = []
 
     async def insert_bs(self, node: BlockNode) -> None:
         """Make *node* the root, with the permissions set; the backend takes a reference of its own (``blk_insert_bs``).
@@ -51,12 +50,13 @@ class Root(Drain, Permissions):
             raise RuntimeError(f"{self._describe()} has a root; await remove_bs() first")
         if node.context is not self._context:
             raise RuntimeError(f"node '{node.node_name}' lives in {node.context!r}, {self._describe()} does not")
-        attach_child(self, node, "root", _ROLE, self._perm, self._shared)
+        attach_child(self, node, "root", _ROLE, *self._held_perm())
         for notify in list(self._insert_bs_notifiers):
             notify()
 
     async def remove_bs(self) -> None:
-        """Take the root out: notifiers are told, requests in flight end, the node loses this reference.
+        """Take the root out: notifiers are told, its state is taken down, requests in flight end, the node loses this
+        reference.
 
         Requests that park meanwhile, and all later ones, are NoMedium. RuntimeError where there is no root, and inside
         a request of this backend (``blk_remove_bs``).
@@ -70,6 +70,7 @@ class Root(Drain, Permissions):
             raise RuntimeError(f"{self._describe()} has no root")
         for notify in list(self._remove_bs_notifiers):
             notify()
+        self.update_root_state()
         async with self.drained():
             if self._root is not root:
                 raise RuntimeError(f"the root of {self._describe()} was changed while it was being removed")
@@ -78,14 +79,6 @@ class Root(Drain, Permissions):
             finally:  # closing the node may fail; it is not ours any more
                 self._root = None
                 self._bind_lanes()
-
-    def add_remove_bs_notifier(self, notify: Callable[[], object]) -> None:
-        """Call *notify* before each removal of a root, while it can still be used."""
-        self._remove_bs_notifiers.append(notify)
-
-    def add_insert_bs_notifier(self, notify: Callable[[], object]) -> None:
-        """Call *notify* after each insertion of a root."""
-        self._insert_bs_notifiers.append(notify)
 
     # -- ChildParent
 
@@ -96,14 +89,19 @@ class Root(Drain, Permissions):
     def attached(self, edge: Edge) -> None:
         """The root edge leads to a node now, or to another one."""
         self._root = edge
+        self._notifiers_attach(edge.node)
         self._bind_lanes()
 
     def detached(self, edge: Edge) -> None:
         """The root edge is about to leave its node, for another one or for good: nothing takes the fast lane now."""
+        self._notifiers_detach(edge.node)
         self._fast_read = self._fast_write = None
 
     def resized(self, edge: Edge) -> None:
         """The disk's length changed. The fast lane looks at the driver's own, so there is nothing to keep."""
+
+    def change_media(self, edge: Edge, load: bool) -> None:
+        """The root's medium was put in or is gone; the system *tray-media* tells the device."""
 
     def can_set_context(self, edge: Edge, context: AioContext, seen: set[object]) -> None:
         """A backend in use does not follow its nodes to another thread (``blk_root_can_set_aio_ctx``)."""

@@ -136,6 +136,9 @@ class DriverHost(Protocol):
     def length_changed(self) -> None:
         """The driver's ``length`` is a new one: tell the parents."""
 
+    def media_changed(self, load: bool) -> None:
+        """A medium was put into the device (*load*), or is gone: tell the parents."""
+
     def limits_changed(self) -> None:
         """The driver's ``limits()`` answers differently now."""
 
@@ -270,6 +273,9 @@ class BlockDriver(ABC):
     A node that was given one cannot be opened again by its file name alone, so it is named by a ``json:`` name.
     """
 
+    sg: bool = False
+    """Whether this is a SCSI generic device: commands instead of reads and writes (QEMU's ``bs->sg``)."""
+
     def __init__(self, host: DriverHost) -> None:
         self.host = host
         self.length = 0
@@ -313,6 +319,31 @@ class BlockDriver(ABC):
 
     def attach_context(self, context: AioContext) -> None:
         """The node has arrived in *context*."""
+
+    async def inactivate(self) -> None:
+        """Somebody else is going to write the image: write everything back, change nothing any more.
+
+        Called drained and flushed, while the node is still active; ``invalidate_cache`` is called before anything else
+        is asked of a driver that was inactivated, if the node was.
+        """
+
+    async def invalidate_cache(self) -> None:
+        """The image is ours again: forget what is cached of it and read anew what is kept (``length`` included).
+
+        Called drained; the children are awake. Where it raises, the node stays inactive and is only read.
+        """
+
+    # -- removable media (for protocols whose medium can go while the device stays)
+
+    def is_inserted(self) -> bool:
+        """Whether there is a medium in the device. Asked before each request: only look, never wait."""
+        return True
+
+    def eject(self, eject_flag: bool) -> None:
+        """Open the device's tray, or close it. Errors are the driver's own affair."""
+
+    def lock_medium(self, locked: bool) -> None:
+        """Lock the device's medium in, or let it go."""
 
     # -- permissions (plain functions: the transaction over the graph has no await in it)
 
@@ -605,7 +636,7 @@ def default_child_perm(role: Role, perm: Perm, shared: Perm, flags: OpenFlags) -
         return wanted, allowed
     wanted, allowed = perm, shared
     if role & Role.METADATA:
-        if not flags.read_only:
+        if not (flags.read_only or flags.inactive):
             wanted |= Perm.WRITE | Perm.RESIZE
         if not flags.no_io:
             wanted |= Perm.CONSISTENT_READ

@@ -208,6 +208,9 @@ class _Creator:
     def resized(self, edge: Edge) -> None:
         """The format knows what it does."""
 
+    def change_media(self, edge: Edge, load: bool) -> None:
+        """Images are made on media that stay."""
+
     def attached(self, edge: Edge) -> None:
         """Nothing."""
 

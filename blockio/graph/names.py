@@ -17,7 +17,16 @@ from blockio.errors import OptionError
 if TYPE_CHECKING:
     from blockio.graph.node import BlockNode
 
-__all__ = ["all_nodes", "claim", "find_node", "name_guards", "release"]
+__all__ = [
+    "all_nodes",
+    "claim",
+    "find_node",
+    "monitor_disown",
+    "monitor_own",
+    "monitor_owned",
+    "name_guards",
+    "release",
+]
 
 MAX_NAME_BYTES: Final = 31
 """QEMU keeps a node name in 32 bytes, the last of them zero."""
@@ -27,6 +36,8 @@ name_guards: Final[list[Callable[[str], None]]] = []
 
 _lock: Final = threading.Lock()
 _nodes: Final[weakref.WeakValueDictionary[str, BlockNode]] = weakref.WeakValueDictionary()
+_owned: Final[dict[str, BlockNode]] = {}
+"""The nodes that the monitor holds, in the order it got them."""
 _counter: Final = itertools.count()
 
 
@@ -68,6 +79,33 @@ def release(node: BlockNode) -> None:
     with _lock:
         if _nodes.get(node.node_name) is node:
             del _nodes[node.node_name]
+
+
+def monitor_own(node: BlockNode) -> None:
+    """Let the monitor hold *node*, with a reference of its own, until ``monitor_disown`` (``blockdev-add``).
+
+    ValueError where it does already, RuntimeError for a closed node.
+    """
+    with _lock:
+        if node.node_name in _owned:
+            raise ValueError(f"the monitor holds node '{node.node_name}' already")
+        node.ref()
+        _owned[node.node_name] = node
+
+
+async def monitor_disown(node: BlockNode) -> None:
+    """Give the monitor's reference on *node* back, which may close it. ValueError where it holds none."""
+    with _lock:
+        if _owned.get(node.node_name) is not node:
+            raise ValueError(f"the monitor does not hold node '{node.node_name}'; monitor_own() lets it")
+        del _owned[node.node_name]
+    await node.unref()
+
+
+def monitor_owned() -> list[BlockNode]:
+    """The nodes that the monitor holds, from any thread (``bdrv_next_monitor_owned``)."""
+    with _lock:
+        return list(_owned.values())
 
 
 def _check(name: str) -> None:

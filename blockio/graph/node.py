@@ -399,7 +399,7 @@ class BlockNode:
         carry_out_move(self, context, seen)
 
     def activate(self, edge: Edge) -> None:
-        """Nothing: ``graph.activation`` visits every node, and what one holds of its children follows from its users."""
+        """Nothing: ``graph.activation`` visits each node, and what one holds of its children follows from its users."""
 
     def inactivate(self, edge: Edge) -> None:
         """Nothing, as above."""

@@ -196,7 +196,7 @@ def _check_users(node: BlockNode) -> None:
 def _check_node(node: BlockNode, perm: Perm) -> None:
     if not perm & (Perm.WRITE | Perm.WRITE_UNCHANGED):
         return
-    if node.flags.read_only:
+    if node.flags.read_only or node.flags.inactive:
         raise ReadOnly("Block node is read-only", errno.EPERM)
     driver = node.driver
     alignment = node.path.limits.request_alignment

@@ -402,6 +402,9 @@ class User:
     def resized(self, edge: Edge) -> None:
         self.told.append(f"resized {edge.length}")
 
+    def change_media(self, edge: Edge, load: bool) -> None:
+        self.told.append("loaded" if load else "ejected")
+
     def attached(self, edge: Edge) -> None:
         self.told.append(f"attached {edge.node_name}")
 
