@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, TypeVar, TypeVarTuple
 
@@ -111,6 +112,7 @@ class FileEngine:
         self._slow: _Slow | None = None
         self._pool: WorkerPool | None = None
         self._plugs = 0
+        self._buffers: list[memoryview] = []
         self.try_preadv: Try = _never
         self.try_pwritev: Try = _never
         self._stops: list[Callable[[], None]] = []
@@ -137,6 +139,9 @@ class FileEngine:
             stop()
         self.try_preadv = self.try_pwritev = _never
         slow, self._slow = self._slow, None
+        if isinstance(slow, Uring):
+            for memory in self._buffers:
+                slow.unregister_buf(memory)
         pool, self._pool = self._pool, None
         while self._plugs:
             self._plugs -= 1
@@ -163,6 +168,9 @@ class FileEngine:
             self._slow = self._choose()
             for _ in range(self._plugs):
                 self._slow.plug()
+            if isinstance(self._slow, Uring):
+                for memory in self._buffers:
+                    self._slow.register_buf(memory)
         return self._slow
 
     def _choose(self) -> _Slow:
@@ -208,10 +216,15 @@ class FileEngine:
                     break
                 views = _advanced(views, got)
         except OSError as error:
-            if not (done and self.direct and error.errno == errno.EINVAL):
+            if not (done and self.direct and error.errno == errno.EINVAL and self._ends_by(offset + done)):
                 raise _blamed(error) from error
             # The file ends inside a block, and O_DIRECT refuses to look behind that end.
         return done
+
+    def _ends_by(self, offset: int) -> bool:
+        """Whether a regular file is no longer than *offset*: what was cut short elsewhere must not read as zeroes."""
+        info = os.fstat(self.fd)
+        return stat.S_ISREG(info.st_mode) and info.st_size <= offset
 
     async def pwritev(self, offset: int, views: list[memoryview], *, dsync: bool = False) -> int:
         """Write all of *views* at *offset*, with *dsync* durably (RWF_DSYNC); returns how many bytes that is.
@@ -282,6 +295,27 @@ class FileEngine:
             raise RuntimeError("unplug without plug")
         self._plugs -= 1
         self._step().unplug()
+
+    # -- registered buffers
+
+    def register_buf(self, memory: memoryview) -> bool:
+        """Let the ring keep *memory* pinned, so that requests in it need not pin it each time; page-aligned gains most.
+
+        False where there is no ring or it cannot: then it changes nothing. Follows the engine into other contexts.
+        Pair with ``unregister_buf``; may be registered more than once.
+        """
+        step = self._step()
+        self._buffers.append(memory)
+        return step.register_buf(memory) if isinstance(step, Uring) else False
+
+    def unregister_buf(self, memory: memoryview) -> None:
+        """Undo one ``register_buf`` of that very object. ValueError where it was not registered."""
+        at = next((at for at, other in enumerate(self._buffers) if other is memory), None)
+        if at is None:
+            raise ValueError("this memory was never registered, or is no longer")
+        del self._buffers[at]
+        if isinstance(self._slow, Uring):
+            self._slow.unregister_buf(memory)
 
 
 def _advanced(views: list[memoryview], nbytes: int) -> list[memoryview]:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
 from blockio.aio import syscalls
+from blockio.aio.registered import RegisteredBuffers, checked, sys_register
 from blockio.errors import BlockError
 
 if TYPE_CHECKING:
@@ -44,11 +45,12 @@ ASYNC_TRANSFER: Final = 256 << 10
 
 _NR_SETUP: Final = 425
 _NR_ENTER: Final = 426
-_NR_REGISTER: Final = 427
 
 _OP_READV: Final = 1
 _OP_WRITEV: Final = 2
 _OP_FSYNC: Final = 3
+_OP_READ_FIXED: Final = 4
+_OP_WRITE_FIXED: Final = 5
 _OP_FALLOCATE: Final = 17
 _OP_READ: Final = 22
 _OP_WRITE: Final = 23
@@ -65,37 +67,26 @@ _OFF_SQ_RING: Final = 0
 _OFF_CQ_RING: Final = 0x8000000
 _OFF_SQES: Final = 0x10000000
 
-_SQE: Final = struct.Struct("=BBHiQQIIQ24x")
-"""opcode, flags, ioprio, fd, offset, address, length, per-operation flags, user_data; the rest is zero."""
+_SQE: Final = struct.Struct("=BBHiQQIIQH22x")
+"""opcode, flags, ioprio, fd, offset, address, length, per-operation flags, user_data, buffer; the rest is zero."""
 _CQE: Final = struct.Struct("=QiI")
 _IOVEC: Final = struct.Struct("@PN")
 
+_NOT_NOW: Final = frozenset((-errno.EINTR, -errno.EAGAIN))
+"""Results that say nothing of the request: a signal hit the kernel's worker, or it had no room. QEMU repeats these too."""
+
 _RETRY_DELAY: Final = 0.001
-"""Seconds until a submission is tried again that the kernel had no memory for."""
+"""Seconds until the kernel is asked again that had no memory, or was disturbed."""
 
 
 def sys_setup(entries: int, params: Any) -> int:
     """``io_uring_setup``: a descriptor, or OSError."""
-    return _checked(syscalls.libc().syscall(_NR_SETUP, entries, params))
-
-
-def sys_register(fd: int, opcode: int, argument: Any, count: int) -> int:
-    """``io_uring_register``."""
-    return _checked(syscalls.libc().syscall(_NR_REGISTER, fd, opcode, argument, count))
+    return checked(syscalls.libc().syscall(_NR_SETUP, entries, params))
 
 
 def sys_enter(fd: int, to_submit: int) -> int:
     """``io_uring_enter`` without waiting: how many entries the kernel took."""
-    return _checked(syscalls.libc().syscall(_NR_ENTER, fd, to_submit, 0, 0, None, 0))
-
-
-def _checked(result: int) -> int:
-    if result >= 0:
-        return result
-    import ctypes  # noqa: PLC0415  # a ring exists, so it is imported; named here only where a call failed
-
-    code = ctypes.get_errno()
-    raise OSError(code, os.strerror(code))
+    return checked(syscalls.libc().syscall(_NR_ENTER, fd, to_submit, 0, 0, None, 0))
 
 
 class _Op:
@@ -103,6 +94,7 @@ class _Op:
 
     __slots__ = (
         "address",
+        "buffer",
         "done",
         "fd",
         "flags",
@@ -127,6 +119,7 @@ class _Op:
         self.flags = flags
         self.pins = pins  # keeps the memory at ``address`` where it is
         self.sqe = sqe
+        self.buffer = 0
         self.slot = -1
         self.done = False
         self.result = 0
@@ -162,6 +155,7 @@ class Uring:
         try:
             self._check_features(params)
             self._map(params)
+            self.buffers = RegisteredBuffers(self._fd)
             self._loop.add_reader(self._fd, self._wake)
         except BaseException:
             self._release()
@@ -258,7 +252,10 @@ class Uring:
             length = view.nbytes
             pin = self._from_buffer(view)
             sqe = _SQE_ASYNC if length >= ASYNC_TRANSFER else 0
-            op = _Op(_OP_READ, fd, offset, self._addressof(pin), min(length, MAX_TRANSFER), 0, pin, sqe)
+            address = self._addressof(pin)
+            op = _Op(_OP_READ, fd, offset, address, min(length, MAX_TRANSFER), 0, pin, sqe)
+            if self.buffers and (slot := self.buffers.find(address, length)) >= 0:
+                op.opcode, op.buffer = _OP_READ_FIXED, slot
         else:
             op = self._vectored(_OP_READV, fd, offset, views, 0)
         return await self._done(op, batch)
@@ -310,36 +307,41 @@ class Uring:
         Cancelled before the kernel saw it, it is withdrawn. Later it is awaited to its end, for its memory is the
         kernel's until then, and CancelledError goes on.
         """
-        if not (self._in_flight or self._queue or self._plugs) and self._inline_left:
-            # Alone: nothing to wait for and gather. What the page cache holds is complete when this returns.
-            self._inline_left -= 1
-            self._queue.append(op)
-            self._flush()
-        else:
-            self._queue.append(op)
-            if len(self._queue) >= (batch or self._entries):
+        pins = op.pins
+        while True:
+            if not (self._in_flight or self._queue or self._plugs) and self._inline_left:
+                # Alone: nothing to wait for and gather. What the page cache holds is complete when this returns.
+                self._inline_left -= 1
+                self._queue.append(op)
                 self._flush()
-            elif not self._scheduled and not self._plugs:
-                self._scheduled = True
-                self._loop.call_soon(self._flush_soon)
-        if not op.done:
-            op.waiter = self._loop.create_future()
-            try:
-                await op.waiter
-            except asyncio.CancelledError:
-                if op.slot < 0 and not op.done:
-                    self._queue.remove(op)
+            else:
+                self._queue.append(op)
+                if len(self._queue) >= (batch or self._entries):
+                    self._flush()
+                elif not self._scheduled and not self._plugs:
+                    self._scheduled = True
+                    self._loop.call_soon(self._flush_soon)
+            if not op.done:
+                op.waiter = self._loop.create_future()
+                try:
+                    await op.waiter
+                except asyncio.CancelledError:
+                    if op.slot < 0 and not op.done:
+                        self._queue.remove(op)
+                        raise
+                    while not op.done:
+                        op.waiter = self._loop.create_future()
+                        try:
+                            await op.waiter
+                        except asyncio.CancelledError:
+                            continue
                     raise
-                while not op.done:
-                    op.waiter = self._loop.create_future()
-                    try:
-                        await op.waiter
-                    except asyncio.CancelledError:
-                        continue
-                raise
-        if op.result < 0:
-            raise BlockError(errno=-op.result)
-        return op.result
+            if op.result >= 0:
+                return op.result
+            if op.result not in _NOT_NOW:
+                raise BlockError(errno=-op.result)
+            await asyncio.sleep(_RETRY_DELAY)
+            op.done, op.slot, op.waiter, op.pins = False, -1, None, pins
 
     # -- batches
 
@@ -426,6 +428,7 @@ class Uring:
                 op.length,
                 op.flags,
                 slot,
+                op.buffer,
             )
             tail = (tail + 1) & 0xFFFFFFFF
             self._in_flight += 1

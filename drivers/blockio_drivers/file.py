@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 import msgspec
 
+from blockio.aio import syscalls
 from blockio.aio.engine import FileEngine, choose_engine
 from blockio.aio.threads import in_worker
 from blockio.driver.base import Capabilities, ChildOpener, DriverHost, ProtocolDriver, ReopenState
@@ -20,8 +21,10 @@ from blockio.driver.options import Size
 from blockio.errors import BlockError, ReadOnly, UnsupportedFeature
 from blockio.types import (
     BlockLimits,
+    BlockSizes,
     BlockStatus,
     Capability,
+    Geometry,
     Perm,
     PreallocMode,
     RequestFlags,
@@ -34,7 +37,7 @@ from blockio_drivers.posix.opening import OpenFile, close_descriptor, measure, o
 from blockio_drivers.posix.space import DataRange, Space, find_data, resize_file
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from typing_extensions import Buffer
 
@@ -339,7 +342,7 @@ class FileDriver(ProtocolDriver):
     def _lost_write_back(self, error: OSError) -> None:
         """The kernel reports a failed write-back once and drops the pages: no later success may hide that.
 
-        Only the page cache loses data so; under O_DIRECT the next flush says the truth. Reopening begins anew.
+        Only the page cache loses data so; under O_DIRECT the next flush says the truth. Closing and opening begins anew.
         """
         if self._file.dio is None and error.errno == errno.EIO:
             self._flush_failed = errno.EIO
@@ -354,8 +357,8 @@ class FileDriver(ProtocolDriver):
             return BlockStatus(_DATA, nbytes, offset, node)
         try:
             found = await self._engine.run(find_data, self._file.fd, offset)
-        except OSError:
-            self._holes_unknown = True
+        except OSError as error:
+            self._holes_unknown = error.errno != errno.EAGAIN
             return BlockStatus(_DATA, nbytes, offset, node)
         if found is None:
             return BlockStatus(_HOLE, nbytes, offset, node)
@@ -427,6 +430,22 @@ class FileDriver(ProtocolDriver):
             raise BlockError(errno=error.errno) from error
         return result if isinstance(result, int) else 0
 
+    def register_buf(self, memory: memoryview) -> bool:
+        """With io_uring, where the kernel pins it; else it is of no use to anybody."""
+        return self._engine.register_buf(memory)
+
+    def unregister_buf(self, memory: memoryview) -> None:
+        """See ``register_buf``."""
+        self._engine.unregister_buf(memory)
+
+    def io_plug(self) -> None:
+        """Hold back what goes to the ring."""
+        self._engine.plug()
+
+    def io_unplug(self) -> None:
+        """See ``io_plug``."""
+        self._engine.unplug()
+
     # -- fast lane; ``_bind`` puts the engine's own in their place
 
     def try_preadv(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool:
@@ -460,6 +479,22 @@ class HostDeviceDriver(FileDriver):
     def has_zero_init(self) -> bool:
         """A device holds what it held."""
         return False
+
+    async def co_probe_blocksizes(self) -> BlockSizes:
+        """What the device says; UnsupportedFeature of one that has no blocks."""
+        return BlockSizes(*await self._asked(syscalls.device_block_sizes))
+
+    async def co_probe_geometry(self) -> Geometry:
+        """What the device says; most have none, and raise UnsupportedFeature."""
+        return Geometry(*await self._asked(syscalls.device_geometry))
+
+    async def _asked(self, question: Callable[[int], tuple[int, ...]]) -> tuple[int, ...]:
+        try:
+            return await self._engine.run(question, self._file.fd)
+        except OSError as error:
+            if error.errno in {errno.ENOTTY, errno.EINVAL, errno.EOPNOTSUPP}:
+                raise UnsupportedFeature from error
+            raise BlockError(errno=error.errno) from error
 
     async def co_truncate(self, length: int, *, exact: bool, prealloc: PreallocMode, flags: RequestFlags | int) -> None:
         """Devices keep their length; one that is long enough will do where *exact* does not matter."""

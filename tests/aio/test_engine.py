@@ -322,6 +322,24 @@ async def test_errors_are_the_kernels(path: Path, aio: Aio) -> None:
         assert str(refused.value) == "No space left on device"
 
 
+async def test_a_direct_read_cut_short_in_the_middle_is_no_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """O_DIRECT refuses to go on from inside a block; what is missing then must not be taken for zeroes."""
+    with engine_on(path, "threads", direct=True) as engine:
+        slow = engine._step()
+        engine._slow = short = ShortRing(slow, 700)  # type: ignore[assignment]  # stands in for it
+
+        async def read(fd: int, offset: int, views: list[memoryview], batch: int) -> int:
+            if offset % 512:
+                raise OSError(errno.EINVAL, "not aligned")
+            return await ShortRing.read(short, fd, offset, views, batch)
+
+        monkeypatch.setattr(short, "read", read)
+        with pytest.raises(BlockError) as caught:
+            await engine.preadv(0, [memoryview(bytearray(8192))])
+        assert caught.value.errno == errno.EINVAL
+        engine._slow = slow
+
+
 async def test_direct_reads_end_inside_a_block(tmp_path: Path) -> None:
     path = tmp_path / "odd"
     path.write_bytes(CONTENT[:5000])
@@ -624,6 +642,32 @@ async def test_a_submission_the_kernel_puts_off_is_repeated(
         enter.errors = [code, code]
         await reads(engine, 5)
         assert (ring._unsent, ring._in_flight) == (0, 0)
+
+
+@needs_ring
+@pytest.mark.parametrize("code", [errno.EAGAIN, errno.EINTR])
+async def test_a_request_the_kernel_was_disturbed_in_is_repeated(
+    path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    with ring_on(path, monkeypatch) as (engine, ring, _enter):
+        real, disturbed = ring._complete, 3
+
+        def complete(slot: int, result: int) -> None:
+            nonlocal disturbed
+            disturbed -= 1
+            real(slot, -code if disturbed >= 0 else result)
+
+        monkeypatch.setattr(ring, "_complete", complete)
+        await reads(engine, 5)
+        assert disturbed < 0
+        assert (len(ring._queue), ring._in_flight, len(ring._free)) == (0, 0, uring.ENTRIES)
+        disturbed = 1
+        task = asyncio.ensure_future(engine.preadv(0, [memoryview(bytearray(10))]))
+        await asyncio.sleep(0)
+        task.cancel()  # between two attempts, where the kernel knows nothing of it
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert (len(ring._queue), ring._in_flight) == (0, 0)
 
 
 @needs_ring

@@ -119,6 +119,23 @@ async def test_a_file_system_that_cannot_tell(sparse: Path, monkeypatch: pytest.
         assert asked == [0]
 
 
+async def test_a_file_that_changes_while_it_is_looked_at(sparse: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, cut = os.lseek, True
+
+    def changing(fd: int, offset: int, whence: int) -> int:
+        if whence == os.SEEK_HOLE and cut:
+            raise OSError(errno.ENXIO, "cut meanwhile")
+        return real(fd, offset, whence)
+
+    async with open_driver(sparse) as driver:
+        told = await picture(driver)
+        await driver.co_truncate(driver.length, exact=True, prealloc=PreallocMode.OFF, flags=0)  # nothing is known
+        monkeypatch.setattr(os, "lseek", changing)
+        assert await picture(driver) == "DDDDDDDD"
+        cut = False
+        assert await picture(driver) == told
+
+
 # -- zeroing and discarding
 
 

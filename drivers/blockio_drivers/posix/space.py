@@ -35,7 +35,9 @@ class DataRange(NamedTuple):
 
 
 def find_data(fd: int, offset: int) -> DataRange | None:
-    """By SEEK_DATA and SEEK_HOLE; None: only a hole from *offset* to the end. OSError EINVAL where it cannot tell.
+    """By SEEK_DATA and SEEK_HOLE; None: only a hole from *offset* to the end.
+
+    OSError EINVAL where the file system cannot tell, EAGAIN where the file was changed between the two looks.
 
     Blocks for the file system's metadata. The descriptor's position changes, which nobody uses.
     """
@@ -45,9 +47,14 @@ def find_data(fd: int, offset: int) -> DataRange | None:
         if error.errno == errno.ENXIO:
             return None
         raise
-    end = os.lseek(fd, start, os.SEEK_HOLE)
+    try:
+        end = os.lseek(fd, start, os.SEEK_HOLE)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        end = start  # cut in between
     if start < offset or end <= start:
-        raise OSError(errno.EINVAL, "SEEK_DATA and SEEK_HOLE contradict each other")  # the file changed in between
+        raise OSError(errno.EAGAIN, "SEEK_DATA and SEEK_HOLE contradict each other")
     return DataRange(start, end)
 
 
