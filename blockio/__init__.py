@@ -21,11 +21,26 @@ if TYPE_CHECKING:
     from blockio.backend import (
         AioRequest,
         BlockBackend,
+        BlockDevOps,
+        BlockIoError,
+        DeviceTrayMoved,
+        ErrorAction,
+        ErrorReported,
+        EventsDropped,
+        EventStream,
+        IoOperation,
+        IoStatus,
+        MachineState,
+        OnError,
+        RunState,
         all_backends,
+        all_events,
         by_name,
         drain_all,
         drained_all,
+        listen_to_all,
         named_backends,
+        top_nodes,
     )
     from blockio.buffers import IoVector, aligned_buffer, is_zero
     from blockio.driver.gate import (
@@ -73,11 +88,26 @@ _HOME = {
     "blockio.backend": (
         "AioRequest",
         "BlockBackend",
+        "BlockDevOps",
+        "BlockIoError",
+        "DeviceTrayMoved",
+        "ErrorAction",
+        "ErrorReported",
+        "EventStream",
+        "EventsDropped",
+        "IoOperation",
+        "IoStatus",
+        "MachineState",
+        "OnError",
+        "RunState",
         "all_backends",
+        "all_events",
         "by_name",
         "drain_all",
         "drained_all",
+        "listen_to_all",
         "named_backends",
+        "top_nodes",
     ),
     "blockio.buffers": ("IoVector", "aligned_buffer", "is_zero"),
     "blockio.driver.gate": (
@@ -128,8 +158,10 @@ __all__ = [
     "Allow",
     "AllowAll",
     "BlockBackend",
+    "BlockDevOps",
     "BlockError",
     "BlockInfo",
+    "BlockIoError",
     "BlockLimits",
     "BlockStatus",
     "CorruptImage",
@@ -137,14 +169,23 @@ __all__ = [
     "Deny",
     "DenyAll",
     "DetectZeroes",
+    "DeviceTrayMoved",
+    "ErrorAction",
+    "ErrorReported",
+    "EventStream",
+    "EventsDropped",
     "IOThread",
     "ImageError",
     "ImageLocked",
+    "IoOperation",
+    "IoStatus",
     "IoVector",
     "LimitExceeded",
     "Limits",
+    "MachineState",
     "NoMedium",
     "NotThisFormat",
+    "OnError",
     "OpenDenied",
     "OpenFlags",
     "OpenGate",
@@ -159,16 +200,20 @@ __all__ = [
     "Replace",
     "RequestFlags",
     "Role",
+    "RunState",
     "StatusFlags",
     "UnsupportedFeature",
     "aligned_buffer",
     "all_backends",
+    "all_events",
     "by_name",
     "drain_all",
     "drained_all",
     "is_zero",
+    "listen_to_all",
     "named_backends",
     "open",
+    "top_nodes",
 ]
 
 
@@ -211,8 +256,8 @@ class _Opening(AbstractAsyncContextManager["BlockBackend"]):
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
         blk, self._blk = self._blk, None
-        if blk is not None and not blk.closed:
-            await blk.close()
+        if blk is not None:
+            await blk.__aexit__(kind, error, tb)
 
 
 def open(

@@ -113,7 +113,7 @@ class BlockBackend(Medium, ErrorHandling, AioForms, SyncForms):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
-        if not self._closed:
+        if not self._closed and not self._given_back:
             await self.close()
 
     def __del__(self) -> None:

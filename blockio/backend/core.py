@@ -131,7 +131,7 @@ class BackendCore:
 
     @property
     def closed(self) -> bool:
-        """Whether ``close`` was called."""
+        """Whether its last reference was given back: it cannot be used any more."""
         return self._closed
 
     def is_inserted(self) -> bool:

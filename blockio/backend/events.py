@@ -1,7 +1,7 @@
 """Events: what a backend tells those who watch it, as typed values.
 
-Two ways to watch, of one backend (``blk.events()``, ``blk.listen``) or of all (``events()``, ``listen``): an async
-stream, and plain callbacks. Neither ever holds up the sender: a stream keeps a bounded number of events, drops the
+Two ways to watch, of one backend (``blk.events()``, ``blk.listen``) or of all (``all_events``, ``listen_to_all``): an
+async stream, and plain callbacks. Neither ever holds up the sender: a stream keeps a bounded number of events, drops the
 oldest when its reader is too slow, and tells it how many.
 """
 
@@ -34,8 +34,8 @@ __all__ = [
     "EventStream",
     "EventsDropped",
     "IoOperation",
-    "events",
-    "listen",
+    "all_events",
+    "listen_to_all",
 ]
 
 EVENTS_KEPT: Final = 256
@@ -230,12 +230,12 @@ class _Feed:
 _everything: Final = _Feed()
 
 
-def events(*, limit: int = EVENTS_KEPT) -> EventStream:
+def all_events(*, limit: int = EVENTS_KEPT) -> EventStream:
     """A stream of the events of all backends, from this call on; see ``EventStream``."""
     return _everything.stream(limit)
 
 
-def listen(listener: Listener) -> Callable[[], None]:
+def listen_to_all(listener: Listener) -> Callable[[], None]:
     """Call *listener* with each event of every backend, in that backend's thread; returns what stops that."""
     return _everything.listen(listener)
 

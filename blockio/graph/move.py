@@ -31,13 +31,18 @@ def carry_out_move(node: BlockNode, context: AioContext, seen: set[object]) -> N
     """Move *node* and all it is connected with. The graph is drained; ``check_move`` has allowed it."""
     nodes = _connected(node, seen)
     for here in nodes:
-        if here.driver is not None and here.context is not context:
-            here.driver.detach_context()
+        if here.context is not context:
+            for _, detach in list(here.aio_notifiers):
+                detach()
+            if here.driver is not None:
+                here.driver.detach_context()
     for here in nodes:
         if here.context is not context:
             here.context = context
             if here.driver is not None:
                 here.driver.attach_context(context)
+            for attached, _ in list(here.aio_notifiers):
+                attached(context)
         for edge in here.parents:
             if edge.parent_node is None and edge not in seen:
                 seen.add(edge)
