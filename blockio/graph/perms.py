@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Transaction", "cumulative", "perm_names", "refresh", "release_edge", "set_edge_perm"]
 
+_SECTOR: Final = 512
 _NAMES: Final = (
     (Perm.CONSISTENT_READ, "consistent read"),
     (Perm.WRITE, "write"),
@@ -200,8 +201,9 @@ def _check_node(node: BlockNode, perm: Perm) -> None:
         raise ReadOnly("Block node is read-only", errno.EPERM)
     driver = node.driver
     alignment = node.path.limits.request_alignment
-    if driver is not None and not perm & Perm.RESIZE and driver.length % alignment:
-        # Padding a last, short block would write past the end.
+    sectors = 0 if driver is None else -(-driver.length // _SECTOR)
+    if not perm & Perm.RESIZE and sectors * _SECTOR % alignment:
+        # Padding a last, short block would write past the end. That a last, short sector is filled QEMU allows.
         raise BlockError(
             "Cannot get 'write' permission without 'resize': Image size is not a multiple of request alignment",
             errno.EPERM,

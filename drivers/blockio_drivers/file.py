@@ -342,7 +342,7 @@ class FileDriver(ProtocolDriver):
     def _lost_write_back(self, error: OSError) -> None:
         """The kernel reports a failed write-back once and drops the pages: no later success may hide that.
 
-        Only the page cache loses data so; under O_DIRECT the next flush says the truth. Closing and opening begins anew.
+        Only the page cache loses data so; under O_DIRECT the next flush says the truth. Opening the file anew forgets.
         """
         if self._file.dio is None and error.errno == errno.EIO:
             self._flush_failed = errno.EIO

@@ -135,3 +135,18 @@ async def test_vectors_are_cut_between_pieces_where_those_make_blocks() -> None:
         await rig.io.co_pwritev(0, IoVector.of([payload[at : at + 1536] for at in range(0, 6144, 1536)]))
         assert disk.ranges("write") == [(0, 3072), (3072, 3072)]
         assert bytes(disk.data[:6144]) == payload
+
+
+@pytest.mark.parametrize(("length", "align", "refused"), [(1000, 512, False), (1536, 4096, True), (8192, 4096, False)])
+async def test_who_may_write_but_not_resize_needs_whole_blocks(length: int, align: int, refused: bool) -> None:
+    """Padding the last one would make the disk longer; but not the last sector, which every disk has whole in QEMU."""
+    disk = Disk(length, limits=BlockLimits(request_alignment=align))
+    opening = opened(on_disk(disk), perm=Perm.CONSISTENT_READ | Perm.WRITE)
+    if refused:
+        with pytest.raises(BlockError, match="Image size is not a multiple of request alignment"):
+            await opening.__aenter__()
+        return
+    async with opening as rig:
+        await rig.write(length - 10, b"x" * 10)
+        assert await rig.read(length - 12, 12) == bytes(2) + b"x" * 10
+        rig.whole()
