@@ -73,7 +73,7 @@ _CQE: Final = struct.Struct("=QiI")
 _IOVEC: Final = struct.Struct("@PN")
 
 _NOT_NOW: Final = frozenset((-errno.EINTR, -errno.EAGAIN))
-"""Results that say nothing of the request: a signal hit the kernel's worker, or it had no room. QEMU repeats these too."""
+"""Results that say nothing of the request: a signal hit the kernel's worker, or it had no room. QEMU repeats too."""
 
 _RETRY_DELAY: Final = 0.001
 """Seconds until the kernel is asked again that had no memory, or was disturbed."""
