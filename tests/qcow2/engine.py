@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator
@@ -19,7 +20,7 @@ from blockio_drivers.qcow2.create import create_image
 from blockio_drivers.qcow2.driver import Qcow2Driver
 from blockio_drivers.qcow2.options import Qcow2CreateOptions, Qcow2Options
 
-__all__ = ["Disk", "check_image", "new_image", "open_disk", "qemu_reads"]
+__all__ = ["Disk", "check_image", "first_l2_table", "new_image", "open_disk", "put", "qemu_reads", "written_image"]
 
 UNMAP: Final = OpenFlags(unmap=True)
 
@@ -135,3 +136,23 @@ def qemu_reads(data: bytes | bytearray, backing: bytes | None = None) -> bytes:
         )
         assert done.returncode == 0, done.stderr
         return out.read_bytes()
+
+
+def put(child: MemoryChild, offset: int, value: int, size: int = 8) -> None:
+    """Write *value* big-endian over *size* bytes of the image."""
+    child.data[offset : offset + size] = value.to_bytes(size, "big")
+
+
+def first_l2_table(child: MemoryChild) -> tuple[int, int]:
+    """Host offsets of the L1 table and of the first L2 table."""
+    (l1,) = struct.unpack(">Q", child.data[40:48])
+    (l2,) = struct.unpack(">Q", child.data[l1 : l1 + 8])
+    return l1, l2 & 0x00FFFFFFFFFFFE00
+
+
+async def written_image(**options: Any) -> MemoryChild:
+    """An image of 1 MiB whose first 64 KiB are written."""
+    child = await new_image(1 << 20, **options)
+    async with open_disk(child) as disk:
+        await disk.write(0, b"a" * 65536)
+    return child

@@ -294,3 +294,34 @@ async def test_a_resize_cancelled_at_every_await() -> None:
         total = cancel.suspensions
         nth += 1
     assert total > 15
+
+
+@pytest.mark.peer("qemu-img")
+async def test_a_growing_refcount_table_cancelled_at_every_await() -> None:
+    """Regression: cancelled after the header had the new table, memory kept the old one, and freed the new one."""
+    nth, total = 1, 2
+    fresh = await new_image(3 << 20, cluster_size=512, refcount_bits=64)
+    async with open_disk(fresh) as disk:  # one cluster of refcount table counts 4096 clusters: almost all of them
+        for start in range(0, 1940 << 10, 97 << 10):
+            await disk.write(start, b"a" * (97 << 10))
+    while nth <= total:
+        child = _Yielding(fresh.data)
+        async with open_disk(child) as disk:
+            image, allocator = disk.driver._image, disk.driver._allocator
+            cancel = CancelAt(nth)
+            at = 1940 << 10
+            while image.header.refcount_table_clusters == 1:
+                await cancel.run(disk.write(at, b"b" * 4096))
+                at += 4096
+            assert len(allocator.table) * 8 == image.header.refcount_table_clusters * 512
+            await disk.write(at, b"c" * 8192)
+            await disk.flush()
+            for cluster in range(image.header.refcount_table_clusters):
+                assert await allocator.refcount(image.header.refcount_table_offset + cluster * 512) == 1
+        total = cancel.suspensions
+        if nth == 1:
+            first = total - 30  # only the write that makes the table grow is of interest
+            nth = max(first, 1)
+        nth += 1
+    check_image(child.data, leaks=True)
+    assert total > 15

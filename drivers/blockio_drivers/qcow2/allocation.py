@@ -69,15 +69,14 @@ class NewRoom(Allocation):
     ) -> None:
         image = writer.image
         head = offset & image.geometry.cluster_mask
-        # Past the disk's end there is nothing to keep; growing zeroes it.
-        end = min(hold.end, max(image.length, offset + length))
         super().__init__(
             image.file,
             offset,
             length,
             room + head,
             cow_head=head,
-            cow_tail=end - (offset + length),
+            # Also past the disk's end: whoever makes it longer expects zeroes there, not what the cluster held before.
+            cow_tail=hold.end - (offset + length),
             fresh=fresh,
         )
         self._writer = writer

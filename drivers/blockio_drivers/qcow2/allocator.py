@@ -21,9 +21,10 @@ import errno
 from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from blockio.buffers import is_zero
 from blockio.errors import BlockError
 from blockio_drivers.qcow2.cache import MetadataCache, Slice
-from blockio_drivers.qcow2.image import Corruption, Freed, hexadecimal
+from blockio_drivers.qcow2.image import Corruption, Freed, finish, hexadecimal
 from blockio_drivers.qcow2.overlap import SortedOffsets
 from blockio_drivers.qcow2.refcounts import RefcountCodec
 from blockio_drivers.qcow2.runs import FreeRuns
@@ -330,6 +331,7 @@ class Allocator:
         for index in range(total):
             self._codec.put(counts, index, 1)
         offset = first << bits
+        image.guard.check(offset, total << bits)
         self._touched = max(self._touched, (first + total) << bits)
         async with self._writing:
             # The new table names blocks that the old one on disk may not name yet: they must be stable as well.
@@ -337,16 +339,27 @@ class Allocator:
             await image.write(offset, counts)
             await image.write(offset + len(counts), table_to_bytes(table))
             await image.barrier()
-            old = Freed(image.header.refcount_table_offset >> bits, image.header.refcount_table_clusters, discard=False)
-            await image.set_refcount_table(offset + len(counts), clusters)
-            self.table = table
-            self._dirty_entries.clear()
-            for index in range(blocks):
-                image.guard.refcount_blocks.add((first + index) << bits)
-            for key in range(first >> self._slice_bits, ((first + (blocks << block_bits)) >> self._slice_bits)):
-                self.cache.forget(key)  # remembered as "no such block"
-            self._find_blocks_end()
-            self._unused.append(old)
+            # Cancelled in between, the header would name a table that memory does not have.
+            await finish(self._switch_table(table, offset + len(counts), clusters, range(first, first + blocks)))
+
+    async def _switch_table(self, table: array[int], offset: int, clusters: int, blocks: range) -> None:
+        """Turn the header to *table*, complete and stable at *offset*; its new *blocks* (host clusters) count it."""
+        image = self._image
+        old = image.header
+        try:
+            await image.set_refcount_table(offset, clusters)
+        finally:
+            # Where only the flush failed the new table is the image's, but the old one must stay what it is.
+            if image.header.refcount_table_offset == offset:
+                self.table = table
+                self._dirty_entries.clear()
+                for cluster in blocks:
+                    image.guard.refcount_blocks.add(cluster << self._bits)
+                counted = blocks.start + (len(blocks) << self._block_bits)
+                for key in range(blocks.start >> self._slice_bits, counted >> self._slice_bits):
+                    self.cache.forget(key)  # remembered as "no such block"
+                self._find_blocks_end()
+        self.give_back(old.refcount_table_offset >> self._bits, old.refcount_table_clusters)
 
     # -- taking back
 
@@ -382,6 +395,7 @@ class Allocator:
             found = await self.cache.get(first >> self._slice_bits)
             index = first & (per - 1)
             now = min(count, per - index)
+            changed = 0
             for at in range(index, index + now):
                 value = self._codec.get(found.table, at)
                 if value == 0:
@@ -389,9 +403,11 @@ class Allocator:
                     self._image.host.report("qcow2_free_clusters failed: Invalid argument")
                     continue
                 self._codec.put(found.table, at, value - 1)
+                changed += 1
                 if value == 1:
                     self._hint = min(self._hint, first - index + at)
-            self._mark(found, index, index + now)
+            if changed:  # where nothing was counted there need not even be a block to write
+                self._mark(found, index, index + now)
             if now == count:
                 freed.popleft()
             else:
@@ -407,16 +423,83 @@ class Allocator:
                     total += len(values) - values.count(0)
         return total
 
-    async def last_used(self) -> int:
-        """The number of the last cluster whose refcount is not 0; -1 where there is none."""
+    # -- the end of the file
+
+    async def cut(self) -> None:
+        """Let go of refcount blocks that count nothing any more, and of the file behind the last cluster in use.
+
+        No ``write`` may run meanwhile. Nobody is given a cluster until the file is cut: it would be cut off with it.
+        Raises the first failure; what was done by then stays done.
+        """
         async with self._lock:
-            per = 1 << self._slice_bits
-            for key in reversed(range(self._blocks_end << (self._block_bits - self._slice_bits))):
-                if not self._block_offset(key):
-                    continue
-                found = await self.cache.get(key)
-                values = self._codec.decode(found.table)
-                for index in reversed(range(per)):
-                    if values[index]:
-                        return (key << self._slice_bits) + index
-            return -1
+            await self._lower(self._unused)
+            await self._drop_blocks(await self._empty_blocks())
+            await self._lower(self._unused)
+            end = (await self._last_used() + 1) << self._bits
+            if 0 < end < self._image.file.length:
+                await self._image.file.co_truncate(end, exact=False)
+
+    async def _empty_blocks(self) -> dict[int, int]:
+        """Table index and host cluster of the blocks that count nothing but themselves and each other."""
+        found: dict[int, int] = {}
+        # From behind: a block is counted by itself or by one before it, seldom by a later one.
+        for index in reversed(range(self._blocks_end)):
+            own = self.table[index] >> self._bits
+            if own and await self._is_empty(index, {own, *found.values()}):
+                found[index] = own
+        return found
+
+    async def _is_empty(self, index: int, but: set[int]) -> bool:
+        """Whether block *index* counts no cluster but those in *but*."""
+        shift = self._block_bits - self._slice_bits
+        for key in range(index << shift, (index + 1) << shift):
+            part = (await self.cache.get(key)).table
+            if is_zero(part):
+                continue
+            counts = part[:]
+            for cluster in but:
+                if cluster >> self._slice_bits == key:
+                    self._codec.put(counts, cluster & ((1 << self._slice_bits) - 1), 0)
+            if not is_zero(counts):
+                return False
+        return True
+
+    async def _drop_blocks(self, blocks: dict[int, int]) -> None:
+        """Take *blocks*, which count nothing, out of the refcount table; when that is stable, free them."""
+        if not blocks:
+            return
+        image = self._image
+        table = self.table[:]
+        for index in blocks:
+            table[index] = 0
+        try:
+            async with self._writing:
+                for sector in sorted({index // _SECTOR_ENTRIES for index in blocks}):
+                    first = sector * _SECTOR_ENTRIES
+                    payload = table_to_bytes(table, first, first + _SECTOR_ENTRIES)
+                    await image.write(image.header.refcount_table_offset + first * 8, payload)
+                await image.barrier()
+        except BaseException:
+            self._dirty_entries.update(blocks)  # some may be gone on disk, but are needed when they count again
+            raise
+        self.table = table
+        self._dirty_entries.difference_update(blocks)
+        shift = self._block_bits - self._slice_bits
+        for index, own in blocks.items():
+            image.guard.refcount_blocks.remove(own << self._bits)
+            for key in range(index << shift, (index + 1) << shift):
+                self.cache.forget(key)
+            if own >> self._block_bits not in blocks:  # else its count went with the block
+                self.give_back(own, 1)
+        self._find_blocks_end()
+
+    async def _last_used(self) -> int:
+        """The number of the last cluster whose refcount is not 0; -1 where there is none."""
+        for key in reversed(range(self._blocks_end << (self._block_bits - self._slice_bits))):
+            if not self._block_offset(key):
+                continue
+            values = self._codec.decode((await self.cache.get(key)).table)
+            for index in reversed(range(len(values))):
+                if values[index]:
+                    return (key << self._slice_bits) + index
+        return -1

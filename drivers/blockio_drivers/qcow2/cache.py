@@ -171,7 +171,7 @@ class MetadataCache(Generic[T]):
     def written(self, found: Slice[T], pages: int, *, succeeded: bool) -> None:
         """*pages* that ``take_dirty`` handed out are on disk; if not *succeeded*, they are dirty again."""
         found.writing -= 1
-        if not succeeded:
+        if not succeeded and self.slices.get(found.key) is found:  # else forgotten meanwhile: there is nothing to write
             if not found.dirty:
                 self._dirty[found.key] = found
             found.dirty |= pages

@@ -11,6 +11,7 @@ believes them afterwards.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -93,6 +94,7 @@ class Qcow2Driver(FormatDriver):
     def __init__(self, host: DriverHost) -> None:
         super().__init__(host)
         self._armed = False
+        self._arming = asyncio.Lock()
         self._data_may_be_hole: bool | None = None
 
     # -- probing and creation
@@ -246,7 +248,9 @@ class Qcow2Driver(FormatDriver):
         if self._image.dead:
             raise NoMedium
         if not self._armed:
-            await self._arm()
+            async with self._arming:  # requests that come together must not repair side by side
+                if not self._armed:
+                    await self._arm()
 
     async def _signalling(self, work: Awaitable[T]) -> T:
         """Await *work*; a corruption it meets is reported, and on a writable image is the end of it."""
@@ -388,8 +392,11 @@ class Qcow2Driver(FormatDriver):
     async def co_truncate(self, length: int, *, exact: bool, prealloc: PreallocMode, flags: RequestFlags | int) -> None:
         """Grow or shrink; see ``resize``."""
         await self._ready()
-        await self._signalling(self._resizer.truncate(length, PreallocMode(prealloc), zero=bool(flags & _ZERO_WRITE)))
-        self.length = self._image.length
+        work = self._resizer.truncate(length, PreallocMode(prealloc), zero=bool(flags & _ZERO_WRITE))
+        try:
+            await self._signalling(work)
+        finally:
+            self.length = self._image.length  # the new one also where a failure or a cancellation came too late
 
     async def co_check(self, fix: CheckFix, progress: Callable[[int, int], None] | None = None) -> CheckResult:
         """Check, and repair as *fix* says; what was repaired is read anew. No other request may be under way."""

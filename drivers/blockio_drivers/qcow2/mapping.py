@@ -118,6 +118,8 @@ class Mapping:
         # The table may be copied elsewhere meanwhile; this one's clusters stay until we have read it.
         token = self._image.retired.enter()
         try:
+            if not self.table_offset(key >> self._table_shift):
+                return table_from_bytes(bytes(self.cache.slice_bytes))  # dropped while we waited for room
             return table_from_bytes(await self._image.read(self._slice_offset(key), self.cache.slice_bytes))
         finally:
             self._image.retired.exit(token)
@@ -329,7 +331,3 @@ class Mapping:
     def put_back_l1(self, sectors: set[int]) -> None:
         """*sectors* that ``take_l1`` handed out could not be written."""
         self._dirty_l1 |= sectors
-
-    def l1_moved(self) -> None:
-        """All of the L1 table was written elsewhere."""
-        self._dirty_l1.clear()

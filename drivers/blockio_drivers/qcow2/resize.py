@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from blockio.buffers import IoVector
 from blockio.errors import BlockError, LimitExceeded, UnsupportedFeature
 from blockio.types import ExtentKind, PreallocMode
-from blockio_drivers.qcow2.image import Corruption
+from blockio_drivers.qcow2.image import finish
 from blockio_drivers.qcow2.tables import table_to_bytes
 
 if TYPE_CHECKING:
@@ -116,14 +116,20 @@ class Resizer:
             except BaseException:
                 allocator.give_back(room.offset >> bits, count)
                 raise
-            old, old_count = image.header.l1_table_offset, image.geometry.clusters(image.header.l1_size * 8)
-            try:
-                # Should this fail, the new table may be the image's all the same: it is not given back.
-                await image.set_l1_table(room.offset, entries)
-            finally:
-                if image.header.l1_table_offset == room.offset:
-                    image.l1.extend(0 for _ in range(entries - len(image.l1)))
-            allocator.give_back(old >> bits, old_count)
+            # Cancelled in between, the header would name a table that memory does not have.
+            await finish(self._switch_l1(room.offset, entries))
+
+    async def _switch_l1(self, offset: int, entries: int) -> None:
+        """Turn the header to the L1 table at *offset*, which is complete and stable, and let go of the old one."""
+        image = self._image
+        old = image.header
+        try:
+            # Should this fail, the new table may be the image's all the same: neither is given back.
+            await image.set_l1_table(offset, entries)
+        finally:
+            if image.header.l1_table_offset == offset:
+                image.l1.extend(0 for _ in range(entries - len(image.l1)))
+        self._allocator.give_back(old.l1_table_offset >> old.cluster_bits, image.geometry.clusters(old.l1_size * 8))
 
     async def _zero_tail(self, old: int, *, zero: bool) -> None:
         """What the last cluster holds behind the old end was never the guest's; it becomes so now, as zeroes."""
@@ -199,14 +205,5 @@ class Resizer:
         await image.set_size(length)
         # Everything above is done; a file that keeps its old length is no failure.
         with suppress(OSError):
-            await self._cut_file()
-
-    async def _cut_file(self) -> None:
-        """Cut off what nothing uses at the file's end."""
-        try:
-            last = await self._allocator.last_used()
-        except Corruption:
-            return
-        end = (last + 1) << self._image.geometry.cluster_bits
-        if 0 < end < self._image.file.length:
-            await self._image.file.co_truncate(end, exact=False)
+            async with self._write_back.exclusive():
+                await self._allocator.cut()
