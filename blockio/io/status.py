@@ -59,6 +59,9 @@ async def block_status(io: NodeIO, offset: int, nbytes: int, *, want_zero: bool)
         host_offset += offset - start
     if flags & _RAW and child is not None:
         below = await child.co_block_status(host_offset, length, want_zero=want_zero)
+        if not below.length:
+            # The node is longer than its file (a last sector that is not full, or the file shrank): zeroes, in place.
+            below = BlockStatus(StatusFlags(_ZERO | _ALLOCATED | _OFFSET_VALID), length, host_offset, child.node_name)
         return _below_raw(below, length, last=offset + length == end)
     if flags & (_DATA | _ZERO):
         flags |= _ALLOCATED
@@ -103,10 +106,6 @@ async def _ask_mapping(driver: FormatDriver, offset: int, nbytes: int) -> tuple[
 def _below_raw(below: BlockStatus, length: int, *, last: bool) -> BlockStatus:
     """RAW: the child's answer is the node's own, except where the node ends."""
     flags = int(below.flags) & ~_EOF
-    if not below.length:
-        # The node is longer than its file (rounded up, or the file shrank): reading there gives zeroes.
-        flags |= _ZERO | _ALLOCATED
-        return BlockStatus(StatusFlags(flags | _EOF if last else flags), length, below.host_offset, below.node_name)
     if last and below.length == length:
         flags |= _EOF
     return below._replace(flags=StatusFlags(flags))
