@@ -1,8 +1,8 @@
 """Events: what a backend tells those who watch it, as typed values.
 
 Two ways to watch, of one backend (``blk.events()``, ``blk.listen``) or of all (``all_events``, ``listen_to_all``): an
-async stream, and plain callbacks. Neither ever holds up the sender: a stream keeps a bounded number of events, drops the
-oldest when its reader is too slow, and tells it how many.
+async stream, and plain callbacks. Neither ever holds up the sender: a stream keeps a bounded number of events, drops
+the oldest when its reader is too slow, and tells it how many.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -136,7 +136,7 @@ async def _give_back(blk: BlockBackend | None, node: BlockNode) -> None:
             await blk.unref()
 
 
-async def top_nodes() -> AsyncIterator[BlockNode]:
+async def top_nodes() -> AsyncGenerator[BlockNode, None]:
     """``async for node in top_nodes():`` each node at the top once; each is there until the next step.
 
     Leave it early only inside ``contextlib.aclosing(top_nodes())``, which lets go of the last one at once.
