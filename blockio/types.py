@@ -18,12 +18,14 @@ __all__ = [
     "INT_MAX",
     "BlockInfo",
     "BlockLimits",
+    "BlockSizes",
     "BlockStatus",
     "Capability",
     "ClusterIndex",
     "DetectZeroes",
     "Extent",
     "ExtentKind",
+    "Geometry",
     "GuestOffset",
     "HostOffset",
     "Limits",
@@ -233,3 +235,20 @@ class BlockInfo:
     vm_state_offset: int = 0
     is_dirty: bool = False
     needs_compressed_writes: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BlockSizes:
+    """The units of a real block device in bytes: what it moves at once, and what it addresses."""
+
+    physical: int
+    logical: int
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """What a real disk says of its heads, sectors a track, and cylinders."""
+
+    heads: int
+    sectors: int
+    cylinders: int

@@ -28,6 +28,8 @@ __all__ = [
     "address_of",
     "block_device_range",
     "block_device_size",
+    "device_block_sizes",
+    "device_geometry",
     "dio_alignment",
     "fallocate",
     "libc",
@@ -47,6 +49,9 @@ BLKSSZGET: Final = 0x1268
 BLKDISCARD: Final = 0x1277
 BLKZEROOUT: Final = 0x127F
 BLKGETSIZE64: Final = 0x80081272
+_BLKPBSZGET: Final = 0x127B
+_HDIO_GETGEO: Final = 0x0301
+_HD_GEOMETRY: Final = struct.Struct("@BBHL")
 _FS_IOC_GETFLAGS: Final = 0x80086601
 _FS_IOC_SETFLAGS: Final = 0x40086602
 _FS_NOCOW_FL: Final = 0x00800000
@@ -194,6 +199,17 @@ def block_device_size(fd: int) -> int:
 def logical_block_size(fd: int) -> int:
     """The smallest unit a block device addresses, in bytes."""
     return int(struct.unpack("=i", fcntl.ioctl(fd, BLKSSZGET, bytes(4)))[0])
+
+
+def device_block_sizes(fd: int) -> tuple[int, int]:
+    """A block device's physical and logical block size, in bytes."""
+    return int(struct.unpack("=I", fcntl.ioctl(fd, _BLKPBSZGET, bytes(4)))[0]), logical_block_size(fd)
+
+
+def device_geometry(fd: int) -> tuple[int, int, int]:
+    """A block device's heads, sectors a track, and cylinders; OSError (ENOTTY) where it has no such things."""
+    heads, sectors, cylinders, _start = _HD_GEOMETRY.unpack(fcntl.ioctl(fd, _HDIO_GETGEO, bytes(_HD_GEOMETRY.size)))
+    return heads, sectors, cylinders
 
 
 def block_device_range(fd: int, request: int, offset: int, nbytes: int) -> None:

@@ -270,6 +270,8 @@ class Uring:
                 pin = self._from_buffer(view)
                 address = self._addressof(pin)
             op = _Op(_OP_WRITE, fd, offset, address, min(view.nbytes, MAX_TRANSFER), rwf, pin)
+            if self.buffers and (slot := self.buffers.find(address, view.nbytes)) >= 0:
+                op.opcode, op.buffer = _OP_WRITE_FIXED, slot
         else:
             op = self._vectored(_OP_WRITEV, fd, offset, views, rwf)
         return await self._done(op, batch)
@@ -342,6 +344,16 @@ class Uring:
                 raise BlockError(errno=-op.result)
             await asyncio.sleep(_RETRY_DELAY)
             op.done, op.slot, op.waiter, op.pins = False, -1, None, pins
+
+    # -- registered buffers
+
+    def register_buf(self, memory: memoryview) -> bool:
+        """See ``RegisteredBuffers.add``."""
+        return self.buffers.add(syscalls.address_of(memory), memory.nbytes)
+
+    def unregister_buf(self, memory: memoryview) -> None:
+        """See ``RegisteredBuffers.remove``."""
+        self.buffers.remove(syscalls.address_of(memory))
 
     # -- batches
 

@@ -14,14 +14,17 @@ from operator import index
 from typing import TYPE_CHECKING, Any
 
 from blockio.aio.context import finish
-from blockio.backend.requests import Requests, readable_vector, writable_vector
+from blockio.backend.ioctl import Ioctl
+from blockio.backend.requests import readable_vector, writable_vector
+from blockio.errors import BlockError
 from blockio.graph.drain import RequestScope
 
 if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
     from blockio.backend.accounting import Counters
     from blockio.backend.parking import Place
     from blockio.buffers import BufferLike
-    from blockio.errors import BlockError
     from blockio.types import RequestFlags
 
 __all__ = ["AioForms", "AioRequest"]
@@ -169,7 +172,7 @@ class AioRequest:
             )
 
 
-class AioForms(Requests):
+class AioForms(Ioctl):
     """The ``aio_`` form of every request. Checks and errors are those of the ``co_`` form."""
 
     def aio_preadv(
@@ -210,6 +213,23 @@ class AioForms(Requests):
         """Start a flush of every write that has completed before this call."""
         self._must_be_home("aio_flush", _HOW)
         return AioRequest(self, self._do_flush, cb, self.stats.flush)
+
+    def aio_ioctl(self, request: int, buf: Buffer | int = 0, cb: Callable[[int], object] | None = None) -> AioRequest:
+        """Start it; awaiting it gives the device's answer, and so does the callback."""
+        self._must_be_home("aio_ioctl", _HOW)
+        number = index(request)
+        return AioRequest(self, lambda: self._do_ioctl(number, buf), cb)
+
+    def abort_aio_request(self, cb: Callable[[int], object] | None, ret: int) -> AioRequest:
+        """A request that has failed before it began: it completes in the next turn with *ret*, a negative errno.
+
+        For devices that find a request bad and must answer as if it had been sent; in flight until then, with or
+        without a medium. ValueError for a *ret* that is no error.
+        """
+        self._must_be_home("abort_aio_request", _HOW)
+        if ret >= 0:
+            raise ValueError(f"a request aborted with {ret}; pass a negative errno")
+        return AioRequest(self, None, cb, error=BlockError(errno=-ret))
 
 
 def _count(nbytes: int) -> int:

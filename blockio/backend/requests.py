@@ -23,7 +23,7 @@ from blockio.backend.node_accounting import NodeAccounting
 from blockio.buffers import IoVector
 from blockio.errors import OutOfRange, ReadOnly
 from blockio.throttle.buckets import Direction
-from blockio.types import INT_MAX, Perm, PreallocMode, RequestFlags
+from blockio.types import INT_MAX, Perm, PreallocMode, RequestFlags, StatusFlags
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,6 +41,9 @@ _FUA: Final = int(RequestFlags.FUA)
 _WRITE_UNCHANGED: Final = int(RequestFlags.WRITE_UNCHANGED)
 _WRITES_UNCHANGED: Final = Perm.WRITE | Perm.WRITE_UNCHANGED
 _SECTOR: Final = 512
+_ZERO: Final = int(StatusFlags.ZERO)
+_PIECE: Final = 1 << 30
+"""Bytes that ``co_make_zero`` asks about at a time."""
 
 
 def writable_vector(iov: BufferLike) -> IoVector:
@@ -203,6 +206,34 @@ class Requests(NodeAccounting):
         if not self._enable_write_cache:
             flags = flags | _FUA
         await edge.co_pwrite_zeroes(offset, nbytes, flags)
+
+    async def co_pwrite_compressed(self, offset: int, iov: BufferLike) -> None:
+        """Write *iov* compressed: whole clusters, or up to the disk's end; an empty one ends the stream.
+
+        UnsupportedFeature (ENOTSUP) where the driver cannot compress. Else as ``co_pwritev``.
+        """
+        await self.co_pwritev(offset, iov, RequestFlags.WRITE_COMPRESSED)
+
+    async def co_make_zero(self, flags: RequestFlags | int = 0) -> None:
+        """Make the whole disk read as zeroes, leaving out what does already (``blk_make_zero``). Not throttled.
+
+        Each piece is a request of its own, so a drained section may come between; what was zeroed by then stays so
+        when it is cancelled or fails.
+        """
+        if self._elsewhere():
+            await self._context.run(self.co_make_zero(flags))
+            return
+        offset = 0
+        while (left := self._edge().length - offset) > 0:
+            with Entered(self):
+                await self._wait_while_drained()
+                edge = self._check_write(offset, 0, flags)
+                status = await edge.co_block_status(offset, min(left, _PIECE))
+                if not status.length:
+                    return  # the disk has become shorter
+                if not status.flags & _ZERO:
+                    await edge.co_pwrite_zeroes(offset, status.length, flags)
+            offset += status.length
 
     # -- discard, flush, truncate
 

@@ -14,12 +14,20 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from blockio.backend.requests import Requests, readable_vector
+from blockio.backend.blockers import OpBlockers
+from blockio.backend.commit import Commit
+from blockio.backend.copy_range import CopyRange
+from blockio.backend.ioctl import Ioctl
+from blockio.backend.limits import LimitsAndProbes
+from blockio.backend.plug import Plug
+from blockio.backend.requests import readable_vector
+from blockio.backend.vmstate import VmState
 from blockio.errors import OutOfRange
-from blockio.types import INT_MAX, PreallocMode
+from blockio.types import INT_MAX, BlockSizes, Geometry, PreallocMode
 
 if TYPE_CHECKING:
     from anyio.lowlevel import EventLoopToken
+    from typing_extensions import Buffer
 
     from blockio.aio.context import AioContext
     from blockio.buffers import BufferLike
@@ -78,7 +86,7 @@ def run_sync(context: AioContext, make: Callable[[], Coroutine[Any, Any, _T]]) -
         raise
 
 
-class SyncForms(Requests):
+class SyncForms(Ioctl, VmState, Commit, CopyRange, LimitsAndProbes, OpBlockers, Plug):
     """The plain form of every request. RuntimeError in the thread of the backend's own loop."""
 
     def pread(self, offset: int, nbytes: int) -> bytes:
@@ -124,3 +132,36 @@ class SyncForms(Requests):
     ) -> None:
         """Set the disk's length."""
         run_sync(self._context, lambda: self.co_truncate(length, exact=exact, prealloc=prealloc, flags=flags))
+
+    def pwrite_compressed(self, offset: int, data: BufferLike) -> None:
+        """Write *data* compressed."""
+        vector = readable_vector(data)
+        run_sync(self._context, lambda: self.co_pwrite_compressed(offset, vector))
+
+    def make_zero(self, flags: RequestFlags | int = 0) -> None:
+        """Make the whole disk read as zeroes."""
+        run_sync(self._context, lambda: self.co_make_zero(flags))
+
+    def make_empty(self) -> None:
+        """Let go of everything the top layer holds."""
+        run_sync(self._context, self.co_make_empty)
+
+    def ioctl(self, request: int, buf: Buffer | int = 0) -> int:
+        """The device's answer to its own *request*."""
+        return run_sync(self._context, lambda: self.co_ioctl(request, buf))
+
+    def save_vmstate(self, data: BufferLike, pos: int) -> int:
+        """Keep *data* beside the disk; returns how many bytes that is."""
+        return run_sync(self._context, lambda: self.co_save_vmstate(data, pos))
+
+    def load_vmstate(self, iov: BufferLike, pos: int) -> int:
+        """Fill *iov* with what is kept there; returns how many bytes that is."""
+        return run_sync(self._context, lambda: self.co_load_vmstate(iov, pos))
+
+    def probe_blocksizes(self) -> BlockSizes:
+        """The block sizes of the device at the bottom."""
+        return run_sync(self._context, self.co_probe_blocksizes)
+
+    def probe_geometry(self) -> Geometry:
+        """The geometry of the device at the bottom."""
+        return run_sync(self._context, self.co_probe_geometry)

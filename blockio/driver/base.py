@@ -27,10 +27,12 @@ from blockio.errors import UnsupportedFeature
 from blockio.types import (
     BlockInfo,
     BlockLimits,
+    BlockSizes,
     BlockStatus,
     Capability,
     Extent,
     ExtentKind,
+    Geometry,
     OpenFlags,
     Perm,
     PreallocMode,
@@ -445,6 +447,42 @@ class BlockDriver(ABC):
     async def co_ioctl(self, request: int, buf: Buffer | int) -> int:
         """A device's own request."""
         raise UnsupportedFeature
+
+    async def co_save_vmstate(self, iov: IoVector, pos: int) -> None:
+        """Keep *iov* at *pos* of the image's area for a machine's state. Left alone: the primary child is asked."""
+        raise UnsupportedFeature
+
+    async def co_load_vmstate(self, iov: IoVector, pos: int) -> None:
+        """Fill *iov* from *pos* of that area."""
+        raise UnsupportedFeature
+
+    async def co_make_empty(self) -> None:
+        """Let go of everything this layer holds, so that the backing file shows. Called drained."""
+        raise UnsupportedFeature(f"{self.name} does not support emptying of block device files")
+
+    async def co_probe_blocksizes(self) -> BlockSizes:
+        """A real device's own. Left alone: what a filter filters is asked."""
+        raise UnsupportedFeature
+
+    async def co_probe_geometry(self) -> Geometry:
+        """As ``co_probe_blocksizes``."""
+        raise UnsupportedFeature
+
+    def register_buf(self, memory: memoryview) -> bool:
+        """Requests will use *memory* often: make it known to whoever gains by that. False: nobody does.
+
+        Each call is paired with ``unregister_buf``, in this context or in the one the node has moved to. Must not fail.
+        """
+        return False
+
+    def unregister_buf(self, memory: memoryview) -> None:
+        """*memory* will go; no request uses it."""
+
+    def io_plug(self) -> None:
+        """Requests may be held back until ``io_unplug``, so that they go together. Nests; nobody awaits in between."""
+
+    def io_unplug(self) -> None:
+        """Undo one ``io_plug``."""
 
     async def drain_begin(self) -> None:
         """Stop background work that would send requests; called when the node becomes quiesced."""

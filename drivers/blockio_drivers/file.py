@@ -33,7 +33,14 @@ from blockio.types import (
 from blockio_drivers.posix import direct
 from blockio_drivers.posix.creating import create_file, overwrite_device
 from blockio_drivers.posix.locks import LockBytes
-from blockio_drivers.posix.opening import OpenFile, close_descriptor, measure, open_blocking, opened_in_worker
+from blockio_drivers.posix.opening import (
+    OpenFile,
+    close_descriptor,
+    measure,
+    open_blocking,
+    opened_in_worker,
+    same_storage,
+)
 from blockio_drivers.posix.space import DataRange, Space, find_data, resize_file
 
 if TYPE_CHECKING:
@@ -214,12 +221,17 @@ class FileDriver(ProtocolDriver):
             engine.close()
 
     async def reopen_prepare(self, state: ReopenState) -> None:
-        """A second descriptor with the new access and cache mode, where those change."""
+        """A second descriptor with the new access and cache mode, where those change.
+
+        BlockError ESTALE where the name leads to another file by now: what was written would be torn in two.
+        """
         flags = self.host.flags
         if (state.flags.read_only, state.flags.cache_direct) == (flags.read_only, flags.cache_direct):
             return
         file = await self._open_file(writable=not state.flags.read_only, cached=not state.flags.cache_direct)
         try:
+            if not same_storage(self._file.fd, file.fd):
+                raise BlockError(f"Could not reopen '{self.filename}': it is another file now", errno.ESTALE)
             state.notes["engine"] = self._make_engine(file, self.host.context)
         except BaseException:
             os.close(file.fd)
