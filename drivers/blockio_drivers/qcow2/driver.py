@@ -121,6 +121,7 @@ class Qcow2Driver(FormatDriver):
         any I/O error.
         """
         flags = self.host.flags
+        self._options: Qcow2Options = options
         self.file = await opener.required("file", Role.IMAGE)
         header = await self._read_header()
         header.refuse_unsupported()
@@ -285,6 +286,39 @@ class Qcow2Driver(FormatDriver):
         await self._settle_tables()
         await self._image.mark_clean()
 
+    async def inactivate(self) -> None:
+        """Write everything back and mark the image clean, as ``close`` does; from then on it is only read."""
+        if self._armed and self._image.writable:
+            await self._signalling(self._settle())
+        self._armed = False
+
+    async def invalidate_cache(self) -> None:
+        """Somebody else had the image: read header and tables anew, and make it fit for writing as ``open`` does.
+
+        Raises as ``open`` does; what was known before is then as it was, to be read on.
+        """
+        before = vars(self).copy()
+        try:
+            header = await self._read_header()
+            header.refuse_unsupported()
+            self._image = Image(self.host, self.file, header, lazy=self._lazy(self._options, header))
+            self._armed = False
+            self._data_may_be_hole = None
+            self._assemble(self._options)
+            await self._load()
+            self._discarder.backing = self.backing
+            self.length = self._image.length
+            if self._image.writable and not self.host.flags.check:
+                await self._signalling(self._arm())
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+        before["_mapping"].cache.drop()
+        before["_allocator"].cache.drop()
+        before["_compressed"].cache.drop()
+        self.host.limits_changed()
+
     async def reopen_prepare(self, state: ReopenState) -> None:
         """To read-only: write everything back and mark the image clean. To writable: refused for a corrupt image."""
         header = self._image.header
@@ -384,6 +418,12 @@ class Qcow2Driver(FormatDriver):
         """Let go of whole clusters."""
         await self._ready()
         await self._signalling(self._discarder.discard(offset, nbytes))
+
+    async def co_make_empty(self) -> None:
+        """Every cluster becomes unallocated: what the backing file holds shows again."""
+        await self._ready()
+        clusters = -(-self.length // self._image.geometry.cluster_size)
+        await self._signalling(self._discarder.crop(0, clusters * self._image.geometry.cluster_size))
 
     async def co_flush_to_os(self) -> None:
         """Write metadata back, with the barriers that its order needs."""
