@@ -12,13 +12,21 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from hypothesis import Phase, settings
+
 from blockio.buffers import IoVector
 from blockio.testing.memory import MemoryChild
 from blockio.types import PreallocMode, RequestFlags
 
-__all__ = ["CrashImage", "Promise", "RecordingChild", "crash_images"]
+__all__ = ["CrashImage", "Promise", "RecordingChild", "crash_images", "runs"]
 
 SECTOR = 512
+
+
+def runs(usual: int) -> settings:
+    """So many seeds in a test run; a hundred times as many in ``make explore``, whose seed chooses them."""
+    exploring = settings().max_examples > 100
+    return settings(max_examples=usual * 100 if exploring else usual, phases=[Phase.explicit, Phase.generate])
 
 
 @dataclass(frozen=True)
@@ -31,11 +39,19 @@ class Change:
 
 @dataclass(frozen=True)
 class Promise:
-    """From event number ``at`` on the disk holds ``content``, but for sectors in ``loose``: written later."""
+    """From event number ``at`` on the disk holds ``content``.
+
+    The sectors in ``loose`` were written later: they may also hold one of the contents noted there.
+    """
 
     at: int
     content: bytes
-    loose: set[int] = field(default_factory=set)
+    loose: dict[int, set[bytes]] = field(default_factory=dict)
+
+    def allows(self, sector: int, found: bytes) -> bool:
+        """Whether *sector* may read as *found*."""
+        wanted = self.content[sector * SECTOR : (sector + 1) * SECTOR]
+        return found == wanted[: len(found)] or found in self.loose.get(sector, ())
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,25 @@ from blockio_drivers.qcow2.create import create_image
 from blockio_drivers.qcow2.driver import Qcow2Driver
 from blockio_drivers.qcow2.options import Qcow2CreateOptions, Qcow2Options
 
-__all__ = ["Disk", "check_image", "first_l2_table", "new_image", "open_disk", "put", "qemu_reads", "written_image"]
+__all__ = [
+    "Disk",
+    "Target",
+    "check_image",
+    "first_l2_table",
+    "new_image",
+    "open_disk",
+    "put",
+    "qemu_reads",
+    "written_image",
+]
 
 UNMAP: Final = OpenFlags(unmap=True)
 
 
 @dataclass
-class _Target:
+class Target:
+    """What ``create_image`` writes onto."""
+
     file: Child
 
     def open_image(self) -> Any:
@@ -36,7 +48,7 @@ class _Target:
 async def new_image(size: int, **options: Any) -> MemoryChild:
     """A fresh image in memory."""
     child = MemoryChild()
-    await create_image(_Target(child), Qcow2CreateOptions(size=size, **options))
+    await create_image(Target(child), Qcow2CreateOptions(size=size, **options))
     child.log.clear()
     return child
 

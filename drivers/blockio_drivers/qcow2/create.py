@@ -1,8 +1,9 @@
 """Writing a new, empty qcow2 image.
 
 The layout is decided before anything is written: header, refcount table, refcount blocks, L1 table and, where
-space is preallocated, all L2 tables and all guest clusters in guest order. Everything but the header is written and
-flushed first: until the last write the file is not an image at all, so that a crash leaves no half-made one.
+space is preallocated, all L2 tables and all guest clusters in guest order. Everything but the header's first sector
+is written and flushed first: until that last write the file is not an image at all, so that a crash leaves no half-made
+one.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import errno
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from blockio.buffers import IoVector
@@ -29,6 +31,8 @@ __all__ = ["Layout", "create_image"]
 
 _CHUNK: Final = 1 << 20
 """How much metadata is built and written at once: the memory a creation takes."""
+
+_SECTOR: Final = 512
 
 _ZERO_STEP: Final = 1 << 30
 """How much of a device is zeroed by one request: below the longest one there is."""
@@ -110,12 +114,14 @@ async def create_image(target: CreateTarget, options: Qcow2CreateOptions) -> Non
     prealloc = PreallocMode(options.preallocation)
     layout = Layout.plan(geometry, options.disk_size, preallocated=prealloc is not PreallocMode.OFF)
     head = _encode(options, layout)
-    await _make_room(target.file, layout, prealloc)
-    for offset, payload in _metadata(layout):
-        await target.file.co_pwritev(offset, IoVector.of(_dense(payload)))
-    await target.file.co_flush()
-    await target.file.co_pwritev(0, IoVector.of(_dense(head)))
-    await target.file.co_flush()
+    file = target.file
+    await _make_room(file, layout, prealloc)
+    for offset, payload in chain(_metadata(layout), [(_SECTOR, head[_SECTOR:])]):
+        if dense := _dense(payload):
+            await file.co_pwritev(offset, IoVector.of(dense))
+    await file.co_flush()
+    await file.co_pwritev(0, IoVector.of(head[:_SECTOR].ljust(_SECTOR, b"\0")))
+    await file.co_flush()
 
 
 def _encode(options: Qcow2CreateOptions, layout: Layout) -> bytes:
@@ -151,10 +157,13 @@ def _encode(options: Qcow2CreateOptions, layout: Layout) -> bytes:
 async def _make_room(file: Child, layout: Layout, prealloc: PreallocMode) -> None:
     """Give the file its length, reading as zeroes; allocated as *prealloc* says.
 
-    A device cannot be resized and holds what somebody left there: there the image's clusters are zeroed instead.
+    A device cannot be resized and holds what somebody left there: there the image's clusters are zeroed instead. The
+    first goes first: an image that was there shall not outlive its parts.
     """
     nbytes = layout.total_clusters << layout.geometry.cluster_bits
     if await file.co_getlength():
+        await file.co_pwrite_zeroes(0, layout.geometry.cluster_size)
+        await file.co_flush()
         for offset in range(0, nbytes, _ZERO_STEP):
             await file.co_pwrite_zeroes(offset, min(_ZERO_STEP, nbytes - offset))
         return
