@@ -21,6 +21,7 @@ from blockio.types import OpenFlags, Perm
 
 if TYPE_CHECKING:
     from blockio.aio.context import AioContext
+    from blockio.backend.throttling import BackendThrottle
     from blockio.driver.gate import OpenGate
     from blockio.graph.node import BlockNode
     from blockio.types import Limits
@@ -139,6 +140,19 @@ class BlockBackend(Medium, ErrorHandling, AioForms, SyncForms):
                 errors.append(error)
         if errors:
             raise ExceptionGroup("some images could not be closed properly", errors)
+
+    # -- the public part
+
+    def get_public(self) -> BackendThrottle:
+        """The part that others may hold by itself: the membership in a throttle group, ``blk.throttle``."""
+        return self.throttle
+
+    @staticmethod
+    def by_public(public: BackendThrottle) -> BlockBackend:
+        """The backend whose part *public* is."""
+        blk = public._blk
+        assert isinstance(blk, BlockBackend)
+        return blk
 
     # -- the lists (document order: by_name, next, all_next)
 
