@@ -172,3 +172,13 @@ async def test_forgotten_it_warns(disk: MemoryDisk, recwarn: pytest.WarningsReco
     blk = None
     with pytest.warns(ResourceWarning, match="was never closed"):
         gc.collect()
+
+
+async def test_a_root_inherits_nothing(disk: MemoryDisk) -> None:
+    """Children that were opened for a node follow its flags; a backend has none that its root could follow."""
+    options = {"driver": "raw", "file": disk.options()}
+    async with await BlockBackend.new_open(options=options) as blk:
+        assert blk.root is not None
+        assert blk.bs is not None
+        assert not blk.root.inherits
+        assert blk.bs.children["file"].inherits
