@@ -37,6 +37,12 @@ _BLOCKING_IS_FINE: Final = (
     ("blockio/aio/threads.py", {"close"}),
     ("blockio/graph/names.py", {"find_node", "all_nodes", "claim", "release"}),
     ("blockio/backend/names.py", {"enlist", "delist", "all_backends", "named_backends", "by_name", "monitor_add_blk"}),
+    # Nor is the lock of a throttle group, whose members may live on several threads.
+    (
+        "blockio/throttle/groups.py",
+        {"_cancelled", "_enter", "_join", "_leave", "_set_off", "_turn_came", "arrive", "members", "set_config"},
+    ),
+    ("blockio/throttle/groups.py", {"__init__", "delete", "find_group", "group_named"}),
     # For the same reason, which file a name leads to is looked up in place, once for each name that is opened.
     ("blockio/graph/open.py", {"_identify"}),
     # A tool prints in place: its loop serves nobody else, and what was said must not overtake what follows.
