@@ -103,11 +103,12 @@ class _Turn:
 
     def come(self) -> None:
         """The time has come."""
+        self.timer = None  # it knows us: a cycle would keep the group, and its name, until the collector comes
         self.group._turn_came(self)
 
     def withdraw(self) -> None:
         """The timer shall not come; with the group's lock. One that comes all the same finds the turn replaced."""
-        timer = self.timer
+        timer, self.timer = self.timer, None
         if timer is not None:
             self.member._call(timer.cancel)
 
@@ -180,6 +181,15 @@ class ThrottleGroup:
             self._limited = self._state.limited
             for direction in Direction:
                 self._serve_anew(direction)
+
+    def delete(self) -> None:
+        """Give the name back at once, and not when the last who holds the group lets go. RuntimeError with members."""
+        if self.members:
+            raise RuntimeError(f"throttle group '{self.name}' is in use, it cannot be deleted")
+        with _groups_lock:
+            if self.name is not None and _groups.get(self.name) is self:
+                del _groups[self.name]
+        self.name = None
 
     # -- what members ask; the lock is taken here
 
