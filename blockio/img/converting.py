@@ -84,7 +84,8 @@ async def convert(
         if isinstance(target, Image)
         else Image(filename=target, format=format, cache="unsafe", gate=gate, trust=trust)
     )
-    async with AsyncExitStack() as stack:
+    # The place is left last: whatever fails or is cancelled before, closing included, is a failed conversion.
+    async with AsyncExitStack() as outer, AsyncExitStack() as stack:
         disks: list[Source] = []
         start = 0
         for image in inputs:
@@ -104,7 +105,7 @@ async def convert(
             raise OptionError("Use of backing file requires explicit backing format")
         _refuse_unsupported(format, inputs, disks, compress=compress, bitmaps=bitmaps)
         place = _Place(output, plan, trust)
-        await stack.enter_async_context(place)
+        await outer.enter_async_context(place)
         blk = await stack.enter_async_context(
             opened(place.image if plan is None else msgspec.structs.replace(place.image, format=format), _flags(sparse))
         )
@@ -127,7 +128,6 @@ async def convert(
             on_warning=on_warning,
         )
         await copier.run()
-    place.settle()
     meter.finish()
     return ConvertResult(
         output.name, None if output.options else format, start, copier.copied, copier.zeroed, copier.salvaged
@@ -211,7 +211,7 @@ class _Place:
     """Where the target is written, and what becomes of it.
 
     Entered: a new target has been created, under ``image``'s name. Left by an error: what was begun is removed.
-    Otherwise ``settle`` gives it its final name, once it is closed.
+    Left without one, after everything was closed: it gets its final name.
     """
 
     def __init__(self, output: Image, plan: CreatePlan | None, trust: Limits | None) -> None:
@@ -257,6 +257,7 @@ class _Place:
         self, kind: type[BaseException] | None, error: BaseException | None, _traceback: object
     ) -> None:
         if kind is None:
+            self._settle()
             return
         leftover = self._beside or self._final
         if leftover is not None and self._ours:
@@ -265,10 +266,16 @@ class _Place:
         if self._beside is not None and isinstance(error, BlockError) and self._beside in error.message:
             raise self._by_final_name(error) from error
 
-    def settle(self) -> None:
+    def _settle(self) -> None:
         """The target is whole and closed: let it be seen under its name."""
-        if self._beside is not None and self._final is not None:
+        if self._beside is None or self._final is None:
+            return
+        try:
             os.rename(self._beside, self._final)
+        except OSError as error:
+            with suppress(OSError):
+                os.unlink(self._beside)
+            raise BlockError(f"Could not create '{self._path}': {error.strerror}", error.errno) from error
 
     def _by_final_name(self, error: BlockError) -> BlockError:
         """*error* as if the file had had its final name all the time."""
@@ -289,4 +296,5 @@ def _plain_path(plan: CreatePlan) -> str | None:
 def _temporary_name(final: str) -> str:
     folder, name = os.path.split(final)
     # Short enough for every file system; random, so that two conversions to one name do not meet.
-    return os.path.join(folder, f".{name[:200]}.{os.urandom(4).hex()}.part")
+    short = os.fsdecode(os.fsencode(name)[:200])
+    return os.path.join(folder, f".{short}.{os.urandom(4).hex()}.part")

@@ -103,7 +103,8 @@ COMMANDS: Final[dict[str, Command]] = {
             Option("skip-broken-bitmaps", ("--skip-broken-bitmaps",), "", "leave out inconsistent bitmaps"),
             Option("salvage", ("--salvage",), "", "what cannot be read becomes zeroes"),
         ),
-        "[--object objectdef] [--image-opts] [--target-image-opts] [--target-is-zero] [--bitmaps] [-U] [-C] [-c] [-p] "
+        "[--object objectdef] [--image-opts] [--target-image-opts] [--target-is-zero] "
+        "[--bitmaps [--skip-broken-bitmaps]] [-U] [-C] [-c] [-p] "
         "[--progress=how] [-q] [-n] [-f fmt] [-t cache] [-T src_cache] [-O output_fmt] "
         "[-B backing_file [-F backing_fmt]] [-o options] [-l snapshot_param] [-S sparse_size] [-r rate_limit] "
         "[-m num_coroutines] [-W] [--salvage] filename [filename2 [...]] output_filename",
