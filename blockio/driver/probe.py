@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final, Protocol
 
 from blockio.buffers import IoVector
-from blockio.driver.registry import drivers, find_driver
+from blockio.driver.registry import driver_names, find_driver, loadable
 from blockio.errors import BlockError
 
 __all__ = ["PROBE_BYTES", "guess_format", "probe_format"]
@@ -22,6 +22,12 @@ _CERTAIN: Final = 100
 
 _HINTS: Final = {b"QFI\xfb": "qcow2", b"QED\0": "qed", b"KDMV": "vmdk", b"vhdxfile": "vhdx", b"conectix": "vpc"}
 """Which driver to ask first. Only a hint: it spares loading the others when that one is certain."""
+
+_ALWAYS_BEGIN_SO: Final = frozenset(("qcow2", "qed", "vhdx"))
+"""Formats none of whose images is without its mark: without it their drivers need not be loaded to be asked."""
+
+_PROTOCOLS: Final = frozenset(("file", "host_device", "null-aio", "null-co"))
+"""Drivers of ours that store bytes and know no formats."""
 
 
 class Reader(Protocol):
@@ -40,16 +46,19 @@ def guess_format(head: bytes, filename: str = "") -> str:
 
     Broken plugins have no say. Between equally sure drivers the first in alphabetical order wins.
     """
+    best, surest = "raw", 0
     for magic, name in _HINTS.items():
         if head.startswith(magic):
             try:
-                hinted = find_driver(name)
+                score = find_driver(name).probe(head, filename)
             except BlockError:
                 continue  # not installed: whoever is may know better
-            if hinted.probe(head, filename) >= _CERTAIN:
+            if score >= _CERTAIN:
                 return name
-    best, surest = "raw", 0
-    for name, cls in drivers().items():
+            if score > surest:
+                best, surest = name, score
+    silent = _ALWAYS_BEGIN_SO | _PROTOCOLS
+    for name, cls in loadable(name for name in driver_names() if name not in silent):
         score = cls.probe(head, filename)
         if score > surest:
             best, surest = name, score

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from blockio.driver.options import split_protocol
@@ -24,7 +24,7 @@ from blockio.errors import BlockError, OptionError
 if TYPE_CHECKING:
     from blockio.driver.base import BlockDriver
 
-__all__ = ["GROUP", "driver_names", "drivers", "find_driver", "find_protocol", "register", "unregister"]
+__all__ = ["GROUP", "driver_names", "drivers", "find_driver", "find_protocol", "loadable", "register", "unregister"]
 
 GROUP: Final = "blockio.drivers"
 
@@ -175,10 +175,11 @@ def driver_names() -> list[str]:
 
 def drivers() -> Mapping[str, type[BlockDriver]]:
     """Every driver that can be loaded, by name; broken plugins are left out."""
-    return dict(_loadable(driver_names()))
+    return dict(loadable(driver_names()))
 
 
-def _loadable(names: list[str]) -> Iterator[tuple[str, type[BlockDriver]]]:
+def loadable(names: Iterable[str]) -> Iterator[tuple[str, type[BlockDriver]]]:
+    """Those of *names* that can be loaded, with their classes, each loaded when its turn comes."""
     for name in names:
         try:
             yield name, find_driver(name)
@@ -195,10 +196,10 @@ def find_protocol(filename: str, *, allow_prefix: bool = True, is_device: bool =
     if prefix is None:
         return find_driver("host_device" if is_device else "file")
     for names in (_registry.quick_names, _registry.names):
-        for _, cls in _loadable([name for name in names() if name == prefix]):
+        for _, cls in loadable([name for name in names() if name == prefix]):
             if prefix in _prefixes(cls):
                 return cls
-        for _, cls in _loadable(names()):
+        for _, cls in loadable(names()):
             if prefix in _prefixes(cls):
                 return cls
     raise OptionError(f"Unknown protocol '{prefix}'")

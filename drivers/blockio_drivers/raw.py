@@ -196,7 +196,7 @@ class RawDriver(FormatDriver):
 
         The copy is what is written: a guest may change its own memory after the look.
         """
-        from blockio.driver.probe import guess_format  # noqa: PLC0415  # loads every driver; only a guessed raw needs it
+        from blockio.driver.probe import guess_format  # noqa: PLC0415  # only a guessed raw needs it
 
         head = iov.slice(0, _SECTOR).tobytes()
         if guess_format(head) != self.name:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 from blockio.driver.base import ChildOpener, FilterDriver, NoOptions
 from blockio.driver.gate import Allow, AllowAll, Deny, DenyAll, Reference, ReferenceKind
 from blockio.driver.probe import PROBE_BYTES, guess_format, probe_format
-from blockio.driver.registry import register, unregister
+from blockio.driver.registry import find_driver, register, unregister
 from blockio.errors import BlockError
 from blockio.testing.memory import MemoryChild
 
@@ -45,6 +47,21 @@ def registered(*classes: type[FilterDriver]) -> Iterator[None]:
 def test_raw_is_what_is_left() -> None:
     assert guess_format(b"") == "raw"
     assert guess_format(bytes(PROBE_BYTES)) == "raw"
+
+
+def test_what_bears_no_mark_loads_no_driver_in_vain() -> None:
+    """Start-up: most of the time of ``info`` on a raw file would go into a driver that is not used."""
+    script = (
+        "import sys; from blockio.driver.probe import guess_format; guess_format(bytes(2048)); "
+        "print(*sorted(m for m in sys.modules if m.startswith('blockio_drivers.')))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
+    assert loaded.split() == ["blockio_drivers.raw"]
+
+
+def test_a_wrong_mark_is_no_image_of_ours() -> None:
+    for head in (b"QFI", b"qfi\xfb", b"\0QFI\xfb" + bytes(100), b"QFI\xfb"):
+        assert guess_format(head) == max(("raw", "qcow2"), key=lambda name: find_driver(name).probe(head, ""))
 
 
 def test_the_surest_wins_and_ties_go_by_name() -> None:

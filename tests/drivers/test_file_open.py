@@ -226,6 +226,20 @@ async def test_a_reopen_that_fails_changes_nothing(zoo: Path, monkeypatch: pytes
         assert await read(driver, 0, 4) == b"disk"
 
 
+async def test_a_name_that_leads_elsewhere_is_not_reopened(zoo: Path) -> None:
+    """What was written until now is in the file that was opened, and the rest must go there too."""
+    async with open_driver(zoo / "disk") as driver:
+        before = set(os.listdir("/proc/self/fd"))
+        (zoo / "disk").rename(zoo / "moved")
+        (zoo / "disk").write_bytes(bytes(4096))
+        with pytest.raises(BlockError, match="it is another file now") as refused:
+            await reopen(driver, read_only=True)
+        assert refused.value.errno == errno.ESTALE
+        assert set(os.listdir("/proc/self/fd")) == before
+        await write(driver, 0, b"still")
+    assert content(zoo / "moved")[:5] == b"still"
+
+
 async def test_a_failed_open_holds_nothing(zoo: Path) -> None:
     before = set(os.listdir("/proc/self/fd"))
     driver = FileDriver(Host())

@@ -78,7 +78,7 @@ async def test_a_ragged_end_needs_resize_to_be_written() -> None:
     with world(img=bytes(700)):
         node = await open_node("toy-store:img", options={"driver": "toy-store"}, path_factory=Path)
         path = node.path
-        path.limits = type(path.limits)(request_alignment=512)
+        path.limits = type(path.limits)(request_alignment=4096)
         with pytest.raises(BlockError, match="Cannot get 'write' permission without 'resize'"):
             attach_child(User(), node, "root", Role.IMAGE, WRITE)
         edge = attach_child(User(), node, "root", Role.IMAGE, WRITE | RESIZE)

@@ -18,7 +18,15 @@ from blockio.aio.syscalls import DioAlignment
 from blockio.aio.threads import in_worker
 from blockio.errors import BlockError, ReadOnly
 
-__all__ = ["READ_ONLY_ERRNOS", "OpenFile", "close_descriptor", "measure", "open_blocking", "opened_in_worker"]
+__all__ = [
+    "READ_ONLY_ERRNOS",
+    "OpenFile",
+    "close_descriptor",
+    "measure",
+    "open_blocking",
+    "opened_in_worker",
+    "same_storage",
+]
 
 READ_ONLY_ERRNOS: Final = frozenset((errno.EACCES, errno.EPERM, errno.EROFS))
 """What opening for writing says about something that may only be read."""
@@ -90,6 +98,14 @@ def measure(fd: int, *, is_block_device: bool) -> int:
     if is_block_device:
         return syscalls.block_device_size(fd)
     return os.fstat(fd).st_size
+
+
+def same_storage(one: int, other: int) -> bool:
+    """Whether two descriptors lead to one file, or to one device by whatever name."""
+    a, b = os.fstat(one), os.fstat(other)
+    if stat.S_ISREG(a.st_mode):
+        return os.path.samestat(a, b)
+    return (a.st_rdev, stat.S_IFMT(a.st_mode)) == (b.st_rdev, stat.S_IFMT(b.st_mode))
 
 
 def _direct_alignment(fd: int, filename: str, length: int, block_size: int) -> DioAlignment:
