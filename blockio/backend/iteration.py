@@ -97,7 +97,7 @@ class BdrvNextIterator(AbstractAsyncContextManager["BdrvNextIterator"]):
     async def _hold_root(self, blk: BlockBackend) -> bool:
         """In *blk*'s own thread: whether its root is to be met by it, and then it is held."""
         node = blk.bs
-        if blk.closed or node is None or node.refcnt == 0 or first_blk(node) is not blk:
+        if blk.get_refcnt() == 0 or node is None or node.refcnt == 0 or first_blk(node) is not blk:
             return False
         blk.ref()
         self._blk, self._node = blk, node.ref()

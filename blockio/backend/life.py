@@ -55,14 +55,19 @@ class Life(Names, Root):
         if self._refcnt == 0:
             raise RuntimeError(f"{self._describe()} is closed already: more references were given back than taken")
         if self._refcnt == 1:
+            self._refuse_inside_request()
             self._refuse_last_unref()
         await self._context.run(self._unref())
 
     def _refuse_last_unref(self) -> None:
-        """RuntimeError where the last reference may not be given back now (the asserts of ``blk_delete``)."""
-        self._refuse_inside_request()
+        """RuntimeError where the last reference may not be given back now (the asserts of ``blk_delete``).
+
+        Not so once its maker has closed it: then name and notifiers go along, whoever is the last.
+        """
         if self._ending:
             raise RuntimeError(f"the last reference on {self._describe()} is being given back already")
+        if self._given_back:
+            return
         if self._name:
             raise RuntimeError(f"{self._describe()} is on the monitor's list; call monitor_remove_blk() first")
         if self._has_notifiers():
@@ -84,36 +89,38 @@ class Life(Names, Root):
     async def _close(self) -> None:
         self._given_back = True
         try:
-            await self._unref(forget=True)
+            await self._unref()
         except BaseException:
-            self._given_back = self._closed
+            self._given_back = self._refcnt == 0
             raise
+        self.monitor_remove_blk()
 
-    async def _unref(self, *, forget: bool = False) -> None:
+    async def _unref(self) -> None:
         if self._refcnt > 1:
-            if forget:
-                self.monitor_remove_blk()
             self._refcnt -= 1
             return
-        if self._ending:
-            raise RuntimeError(f"the last reference on {self._describe()} is being given back already")
+        self._refuse_last_unref()
         self._ending = True
         try:
             await self.drain()
         finally:
             self._ending = False
-        if forget:
-            self.monitor_remove_blk()
-        self._refcnt -= 1
-        if self._refcnt == 0:
-            self._ending = True
-            await finish(asyncio.ensure_future(self._delete()))
+        if self._refcnt > 1:  # somebody found it on the list meanwhile
+            self._refcnt -= 1
+            return
+        self._refuse_last_unref()
+        self.monitor_remove_blk()
+        self._refcnt = 0
+        await finish(asyncio.ensure_future(self._delete()))
 
     async def _delete(self) -> None:
         """The end (``blk_delete``). Nobody holds it, nothing is in flight; what fails is raised last."""
         try:
             if self._root is not None:
-                await self._remove()
+                try:
+                    self._tell_of_removal()
+                finally:
+                    await self._take_root_out()
         finally:
             self._closed = True
             self.throttle.leave()

@@ -130,10 +130,12 @@ class Medium(DeviceAttachment):
 
     def _bind_lanes(self) -> None:
         super()._bind_lanes()
+        if self._root is None:
+            self._removable = ()
+        elif not self._quiesce:  # while it is drained the graph below may be changing
+            self._removable = _removable_below(self._root.node)
         if self._fast_read is None:
             return
-        assert self._root is not None
-        self._removable = _removable_below(self._root.node)
         if self._removable or self.device.tray:
             # Whether there is a medium is then asked each time, as in the slow lane; nobody else pays for that.
             self._fast_read = partial(self._if_available, self._fast_read)

@@ -65,11 +65,19 @@ class Root(Drain, Migration, RootStateKeeping, Notifiers):
         await self._context.run(self._remove())
 
     async def _remove(self) -> None:
-        root = self._root
-        if root is None:
+        if self._root is None:
             raise RuntimeError(f"{self._describe()} has no root")
+        self._tell_of_removal()
+        await self._take_root_out()
+
+    def _tell_of_removal(self) -> None:
         for notify in list(self._remove_bs_notifiers):
             notify()
+
+    async def _take_root_out(self) -> None:
+        root = self._root
+        if root is None:
+            raise RuntimeError(f"the root of {self._describe()} was removed while that was being told")
         self.update_root_state()
         async with self.drained():
             if self._root is not root:

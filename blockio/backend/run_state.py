@@ -167,6 +167,8 @@ class RunState:
                         self.set(state)
         finally:
             self._stopping = None
+            if self._wanted is not None:  # asked for while this one failed
+                asyncio.get_running_loop().call_soon(self._begin)
 
 
 _default: Final = RunState()

@@ -132,6 +132,52 @@ async def test_closing_waits_for_those_who_hold_it(disk: MemoryDisk) -> None:
     assert blk.closed
 
 
+async def test_closed_by_its_maker_it_needs_no_more_tidying(disk: MemoryDisk) -> None:
+    """Whoever gives back the last reference later, an iteration perhaps, is not the one to take notifiers back."""
+    blk = await BlockBackend.new_open(options=disk.options())
+    blk.add_insert_bs_notifier(lambda: None)
+    blk.ref()
+    await blk.close()
+    await blk.unref()
+    assert blk.closed
+
+
+async def test_named_while_it_drains_it_stays(disk: MemoryDisk) -> None:
+    blk = await BlockBackend.new_open(options=disk.options())
+    disk.stall()
+    request = blk.aio_pwritev(0, b"x")
+    last = asyncio.create_task(blk.unref())
+    await settled()
+    blk.monitor_add_blk("disk0")
+    disk.go()
+    with pytest.raises(RuntimeError, match="monitor_remove_blk"):
+        await last
+    await request
+    assert blk.get_refcnt() == 1
+    await blk.close()
+
+
+async def test_a_notifier_that_fails_does_not_keep_the_image_open(disk: MemoryDisk) -> None:
+    def notify() -> None:
+        raise LookupError
+
+    blk = await BlockBackend.new_open(options=disk.options())
+    blk.add_remove_bs_notifier(notify)
+    with pytest.raises(LookupError):
+        await blk.close()
+    assert blk.closed
+    assert all_nodes() == []
+
+
+async def test_two_give_back_at_once_from_other_threads(disk: MemoryDisk) -> None:
+    async with IOThread() as thread:
+        blk = await BlockBackend.new_open(options=disk.options(), context=thread.context)
+        blk.ref()
+        await asyncio.gather(blk.unref(), blk.unref())
+        assert blk.closed
+        assert all_nodes() == []
+
+
 async def test_closing_fails_and_lets_go_of_everything(disk: MemoryDisk) -> None:
     blk = await BlockBackend.new_open(options=disk.options())
     await blk.co_pwritev(0, b"x")

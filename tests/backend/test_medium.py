@@ -234,6 +234,17 @@ async def test_the_real_device_below(disk: MemoryDisk, drive: type[Drive], throu
         await everything_works(blk)
 
 
+async def test_the_real_device_of_a_throttled_backend(disk: MemoryDisk, drive: type[Drive]) -> None:
+    async with await BlockBackend.new_open(options=disk.options(driver="drive")) as blk:
+        blk.throttle.io_limits_enable("group")
+        assert blk.bs is not None
+        assert isinstance(blk.bs.driver, Drive)
+        blk.bs.driver.inserted = False
+        with pytest.raises(NoMedium):
+            await blk.co_preadv(0, bytearray(512))
+        await blk.throttle.io_limits_disable()
+
+
 async def test_commands_without_a_real_device(blk: BlockBackend) -> None:
     events: list[object] = []
     blk.listen(events.append)

@@ -298,6 +298,22 @@ async def test_handed_to_another_process_and_back(tmp_path: Path) -> None:
     assert_clean(image)
 
 
+@pytest.mark.peer("qemu-io")
+async def test_closed_while_another_process_has_it(tmp_path: Path) -> None:
+    """Neither a flush nor closing touches an image that is no longer ours."""
+    image = tmp_path / "disk.qcow2"
+    await img.create(str(image), "qcow2", size=1 << 20)
+    async with await BlockBackend.new_open(str(image), options={"driver": "qcow2"}) as blk:
+        blk.monitor_add_blk("disk0")
+        await blk.co_pwritev(0, b"A" * 65536)
+        await blk.inactivate_root()
+        qemu_io(image, "write -P 66 64k 64k", format="qcow2")
+        theirs = image.read_bytes()
+        await blk.co_flush()
+    assert image.read_bytes() == theirs
+    assert_clean(image)
+
+
 async def test_a_shared_base_goes_with_the_last_of_its_users(tmp_path: Path) -> None:
     for name, backing in (("base", None), ("one", "base"), ("two", "base")):
         await img.create(
