@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from blockio.throttle.groups import ThrottleGroup, ThrottleMember, group_named
 
 if TYPE_CHECKING:
-    from blockio.aio.context import AioContext
     from blockio.backend.drain import Drain
     from blockio.throttle.buckets import ThrottleConfig
 
@@ -113,12 +112,6 @@ class BackendThrottle:
             self._blk._throttled = None
             member.leave()
             self._blk._bind_lanes()
-
-    def moved(self, context: AioContext) -> None:
-        """The backend, drained, lives in *context* now (``throttle_group_attach_aio_context``)."""
-        member = self._blk._throttled
-        if member is not None:
-            member.move(context)
 
 
 def _group(group: ThrottleGroup | str) -> ThrottleGroup:

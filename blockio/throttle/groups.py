@@ -136,7 +136,8 @@ class ThrottleGroup:
         self._clock: Clock = _ThreadsClock() if clock is None else clock
         self._config = ThrottleConfig() if config is None else config
         self._state = ThrottleState(self._config, self._clock.now())
-        self._limited = self._state.limited
+        self.limited = self._state.limited
+        """Whether any request can have to wait now; read only, and plain because the fast lane asks."""
         self._members: dict[ThrottleMember, None] = {}
         # Ordered ones: a dict's first key takes long to find once many before it are gone.
         self._pending: tuple[OrderedDict[ThrottleMember, None], ...] = tuple(OrderedDict() for _ in Direction)
@@ -158,11 +159,6 @@ class ThrottleGroup:
         return self._config
 
     @property
-    def limited(self) -> bool:
-        """Whether any request can have to wait now."""
-        return self._limited
-
-    @property
     def members(self) -> tuple[ThrottleMember, ...]:
         """Who shares it, in the order of joining."""
         with self._lock:
@@ -178,7 +174,7 @@ class ThrottleGroup:
         with self._lock:
             self._config = config
             self._state = ThrottleState(config, self._clock.now())
-            self._limited = self._state.limited
+            self.limited = self._state.limited
             for direction in Direction:
                 self._serve_anew(direction)
 
@@ -372,7 +368,7 @@ class ThrottleMember:
         Requests of one direction go on in the order of their arrival. Cancelled, it was never there.
         """
         group = self._group
-        if group is None or not group._limited:
+        if group is None or not group.limited:
             return
         waiter = group._enter(self, direction, nbytes)
         if waiter is None:
