@@ -460,6 +460,8 @@ class _Opener:
         return folder + target
 
     def _worded(self, error: BlockError, role: Role) -> BlockError:
+        if isinstance(error, LimitExceeded):
+            return error  # it says where by itself; a prefix for each of 200 layers would bury it
         return error.prefixed("Could not open backing file: ") if role & Role.COW else error
 
 
