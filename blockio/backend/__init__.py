@@ -16,6 +16,7 @@ from blockio.backend.events import (
     all_events,
     listen_to_all,
 )
+from blockio.backend.handover import activate_all, inactivate_all
 from blockio.backend.iostatus import IoStatus
 from blockio.backend.iteration import BdrvNextIterator, first_blk, has_blk, is_root_node, top_nodes
 from blockio.backend.names import DriveInfo, all_backends, by_name, named_backends
@@ -41,6 +42,7 @@ __all__ = [
     "OnError",
     "RootState",
     "RunState",
+    "activate_all",
     "all_backends",
     "all_events",
     "by_name",
@@ -49,6 +51,7 @@ __all__ = [
     "drained_all",
     "first_blk",
     "has_blk",
+    "inactivate_all",
     "is_root_node",
     "listen_to_all",
     "named_backends",

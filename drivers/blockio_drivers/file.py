@@ -220,6 +220,16 @@ class FileDriver(ProtocolDriver):
         finally:
             engine.close()
 
+    async def invalidate_cache(self) -> None:
+        """Forget the host's cached pages as well: another host may have written to the storage (``drop_cache``)."""
+        self._data = _NO_RANGE
+        assert self._options is not None
+        if self._options.drop_cache and self._file.dio is None:
+            fd = self._file.fd
+            # Dirty pages would stay; we have none, but another process of this host may.
+            await self._engine.run(os.fdatasync, fd)
+            await self._engine.run(os.posix_fadvise, fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
     async def reopen_prepare(self, state: ReopenState) -> None:
         """A second descriptor with the new access and cache mode, where those change.
 

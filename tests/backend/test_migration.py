@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from blockio import img
-from blockio.backend import BlockBackend, ErrorReported, MachineState, RunState
+from blockio.aio.context import IOThread
+from blockio.backend import BlockBackend, ErrorReported, MachineState, RunState, activate_all, inactivate_all
 from blockio.errors import BlockError, NoMedium, PermissionConflict, ReadOnly
 from blockio.graph.activation import activate_node, inactivate_node
 from blockio.graph.node import BlockNode
@@ -312,6 +313,29 @@ async def test_closed_while_another_process_has_it(tmp_path: Path) -> None:
         await blk.co_flush()
     assert image.read_bytes() == theirs
     assert_clean(image)
+
+
+async def test_all_at_once(disk: MemoryDisk) -> None:
+    async with IOThread() as thread, BlockBackend() as empty:
+        there = await BlockBackend.new_open(options=disk.options(), context=thread.context)
+        there.monitor_add_blk("there")
+        with MemoryDisk(4096) as other:
+            async with await BlockBackend.new_open(options={"driver": "raw", "file": other.options()}) as here:
+                assert here.bs is not None
+                assert there.bs is not None
+                nodes = [there.bs, here.bs, here.bs.children["file"].node]
+                with pytest.raises(BlockError, match="in use"):
+                    await inactivate_all()  # the last one is nameless, and it writes
+                assert not any(asleep(node) for node in nodes)
+                await there.co_pwritev(0, b"x")
+                here.monitor_add_blk("here")
+                await inactivate_all()
+                assert all(asleep(node) for node in nodes)
+                await activate_all()
+                assert not any(asleep(node) for node in nodes)
+                await here.co_pwritev(0, b"x")
+                assert empty.bs is None
+        await there.close()
 
 
 async def test_a_shared_base_goes_with_the_last_of_its_users(tmp_path: Path) -> None:
