@@ -178,6 +178,10 @@ class MemoryHost:
         """Noted."""
         self.events.append(("length",))
 
+    def media_changed(self, load: bool) -> None:
+        """Noted."""
+        self.events.append(("media", load))
+
     def limits_changed(self) -> None:
         """Noted."""
         self.events.append(("limits",))

@@ -467,6 +467,9 @@ class Top:
     def resized(self, edge: Edge) -> None:
         self.resizes += 1
 
+    def change_media(self, edge: Edge, load: bool) -> None:
+        pass
+
     def attached(self, edge: Edge) -> None:
         pass
 
