@@ -18,15 +18,19 @@ from blockio.buffers import IoVector
 from blockio.testing.memory import MemoryChild
 from blockio.types import PreallocMode, RequestFlags
 
-__all__ = ["CrashImage", "Promise", "RecordingChild", "crash_images", "runs"]
+__all__ = ["CrashImage", "Promise", "RecordingChild", "crash_images", "exploring", "runs"]
 
 SECTOR = 512
 
 
+def exploring() -> bool:
+    """Whether this is ``make explore``, which has time."""
+    return settings().max_examples > 100
+
+
 def runs(usual: int) -> settings:
     """So many seeds in a test run; a hundred times as many in ``make explore``, whose seed chooses them."""
-    exploring = settings().max_examples > 100
-    return settings(max_examples=usual * 100 if exploring else usual, phases=[Phase.explicit, Phase.generate])
+    return settings(max_examples=usual * 100 if exploring() else usual, phases=[Phase.explicit, Phase.generate])
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,10 @@ class Resizer:
         if prealloc is not PreallocMode.OFF:
             await self._preallocate(start, length, prealloc)
         elif zero and start < length and self._discarder.backing is not None:
-            await self._discarder.zero(start, length - start, unmap=False)
+            try:
+                await self._discarder.zero(start, length - start, unmap=False)
+            except UnsupportedFeature as error:  # version 2 has no way to hide what lies below
+                raise UnsupportedFeature(f"Failed to zero out new clusters: {error}") from error
         await self._write_back.run()
         await self._image.barrier()
         await self._image.set_size(length)
