@@ -6,9 +6,11 @@ told of what happens below, and is asked about its tray (``medium.py``).
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from typing import TYPE_CHECKING, Final
 
+from blockio.aio.context import finish
 from blockio.backend.iostatus import IoStatusKeeping
 from blockio.backend.life import Life
 from blockio.backend.names import all_backends
@@ -119,6 +121,8 @@ class DeviceAttachment(Life, IoStatusKeeping):
     async def detach_dev(self, dev: object) -> None:
         """*dev* is gone: its operations, permissions and reference too, which may be the last one.
 
+        Cancelled while that waits for requests in flight: it goes on to its end first.
+
         RuntimeError where *dev* is not the device attached, or its reference is the last one of a backend that cannot
         be closed yet; see ``unref``.
         """
@@ -128,12 +132,14 @@ class DeviceAttachment(Life, IoStatusKeeping):
                 f"{dev!r} is not attached to {self._describe()}; get_attached_dev() says that {self.device.model!r} is"
             )
         if self._refcnt == 1:
+            self._refuse_inside_request()
             self._refuse_last_unref()
         self.device.model = None
         self.device.set_ops(None)
         self.device.guest_block_size = GUEST_BLOCK_SIZE
         self.set_perm(Perm.NONE, Perm.ALL)
-        await self.unref()
+        # Nobody but us knows of this reference: cancelled or not, it is given back.
+        await finish(asyncio.ensure_future(self.unref()))
 
     def get_attached_dev(self) -> object | None:
         """The device model attached, or None."""
