@@ -71,6 +71,7 @@ if TYPE_CHECKING:
         ReadOnly,
         UnsupportedFeature,
     )
+    from blockio.graph.events import ImageCorrupted
     from blockio.types import (
         BlockInfo,
         BlockLimits,
@@ -140,6 +141,7 @@ _HOME = {
         "ReadOnly",
         "UnsupportedFeature",
     ),
+    "blockio.graph.events": ("ImageCorrupted",),
     "blockio.types": (
         "BlockInfo",
         "BlockLimits",
@@ -179,6 +181,7 @@ __all__ = [
     "EventStream",
     "EventsDropped",
     "IOThread",
+    "ImageCorrupted",
     "ImageError",
     "ImageLocked",
     "IoOperation",

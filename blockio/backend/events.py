@@ -18,10 +18,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from blockio.backend.core import BackendCore
+from blockio.graph.events import ImageCorrupted, NodeEvent, watchers
 from blockio.types import Perm
 
 if TYPE_CHECKING:
     from blockio.aio.context import AioContext
+    from blockio.graph.node import BlockNode
 
 __all__ = [
     "EVENTS_KEPT",
@@ -101,7 +103,8 @@ class EventsDropped:
     count: int
 
 
-BlockEvent: TypeAlias = BlockIoError | DeviceTrayMoved | ErrorReported
+BlockEvent: TypeAlias = BlockIoError | DeviceTrayMoved | ErrorReported | ImageCorrupted
+"""What a backend may tell; ImageCorrupted comes from a node below it (QMP's BLOCK_IMAGE_CORRUPTED)."""
 Listener: TypeAlias = Callable[[BlockEvent], object]
 
 
@@ -222,6 +225,18 @@ class _Feed:
         with self._lock:
             return list(self._listeners), list(self._streams)
 
+    def emit(self, event: BlockEvent, loop: asyncio.AbstractEventLoop, source: str) -> None:
+        listeners, streams = self.watchers()
+        for listener in listeners:
+            try:
+                listener(event)
+            except Exception as error:  # whoever watches must not change what happens
+                loop.call_exception_handler(
+                    {"message": f"A listener to the events of {source} failed", "exception": error}
+                )
+        for stream in streams:
+            stream.post(event)
+
     def end(self) -> None:
         for stream in self.watchers()[1]:
             stream.close()
@@ -268,20 +283,37 @@ class EventSource(BackendCore):
 
     def emit(self, event: BlockEvent) -> None:
         """Tell everybody; the callbacks first. Never raises and never waits."""
-        for feed in (self._feed, _everything):
-            if feed is None:
-                continue
-            listeners, streams = feed.watchers()
-            for listener in listeners:
-                try:
-                    listener(event)
-                except Exception as error:  # whoever watches must not change what happens
-                    self._loop.call_exception_handler(
-                        {"message": f"A listener to the events of {self._describe()} failed", "exception": error}
-                    )
-            for stream in streams:
-                stream.post(event)
+        self._emit_here(event)
+        _everything.emit(event, self._loop, self._describe())
+
+    def _emit_here(self, event: BlockEvent) -> None:
+        """Tell those who watch this backend only."""
+        if self._feed is not None:
+            self._feed.emit(event, self._loop, self._describe())
 
     def _end_events(self) -> None:
         if self._feed is not None:
             self._feed.end()
+
+
+def _pass_on(node: BlockNode, event: NodeEvent) -> None:
+    """A node found its image corrupt: tell who watches the backends above it, and who watches all of them, once."""
+    if not isinstance(event, ImageCorrupted):
+        return
+    seen: set[object] = {node}
+    queue = [node]
+    while queue:
+        here = queue.pop()
+        for edge in here.parents:
+            above = edge.parent
+            if above in seen:
+                continue
+            seen.add(above)
+            if edge.parent_node is not None:
+                queue.append(edge.parent_node)
+            elif isinstance(above, EventSource):
+                above._emit_here(event)
+    _everything.emit(event, node.context.loop, f"node '{node.node_name}'")
+
+
+watchers.append(_pass_on)

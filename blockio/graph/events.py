@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
-__all__ = ["ImageCorrupted", "Listener", "NodeEvent", "Reported"]
+if TYPE_CHECKING:
+    from blockio.graph.node import BlockNode
+
+__all__ = ["ImageCorrupted", "Listener", "NodeEvent", "Reported", "watchers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,3 +35,6 @@ class Reported:
 
 NodeEvent: TypeAlias = ImageCorrupted | Reported
 Listener: TypeAlias = Callable[[NodeEvent], object]
+
+watchers: Final[list[Callable[[BlockNode, NodeEvent], object]]] = []
+"""Called with every event of every node, in its thread: how rooms to the right pass on what concerns them."""

@@ -13,7 +13,7 @@ from blockio.aio.context import AioContext, finish
 from blockio.driver.base import BlockDriver, DriverKind
 from blockio.errors import BlockError, ReadOnly
 from blockio.graph import drain, names
-from blockio.graph.events import ImageCorrupted, Listener, NodeEvent, Reported
+from blockio.graph.events import ImageCorrupted, Listener, NodeEvent, Reported, watchers
 from blockio.graph.names import all_nodes, find_node
 from blockio.graph.perms import release_edge
 from blockio.types import DetectZeroes, Limits, OpenFlags, Role
@@ -263,6 +263,8 @@ class BlockNode:
         """Deliver *event* to this node's listeners."""
         for listener in list(self.listeners):
             listener(event)
+        for watcher in watchers:
+            watcher(self, event)
 
     def listen(self, listener: Listener) -> Callable[[], None]:
         """Call *listener* with every event from now on; returns what stops that."""

@@ -16,6 +16,9 @@ from blockio.backend import (
     all_events,
     listen_to_all,
 )
+from blockio.graph.events import ImageCorrupted
+from blockio.testing.driver import MemoryDisk
+from blockio.types import Perm
 
 
 def moved(n: int) -> DeviceTrayMoved:
@@ -155,3 +158,22 @@ async def test_a_listener_that_fails_changes_nothing() -> None:
         blk.emit(moved(1))
     assert heard == [moved(0), moved(1)]
     assert reported == ["A listener to the events of block backend 'disk0' failed"]
+
+
+async def test_a_corrupt_image_is_told_to_every_backend_above(disk: MemoryDisk) -> None:
+    everywhere: list[object] = []
+    heard: list[tuple[str, object]] = []
+    stop = listen_to_all(everywhere.append)
+    options = {"driver": "raw", "file": disk.options(**{"node-name": "below"})}
+    async with await BlockBackend.new_open(options=options) as one, BlockBackend() as empty:
+        assert one.bs is not None
+        async with await BlockBackend.new_with_bs(one.bs, Perm.NONE, Perm.ALL) as two:
+            for name, blk in (("one", one), ("two", two), ("empty", empty)):
+                blk.listen(lambda event, name=name: heard.append((name, event)))  # type: ignore[misc]  # its default
+            node = one.bs.children["file"].node
+            node.report("a line for the person at the tool")
+            node.corrupted("it contradicts itself", offset=512, size=512)
+            event = ImageCorrupted("below", "it contradicts itself", 512, 512, True)
+            assert sorted(heard, key=lambda pair: pair[0]) == [("one", event), ("two", event)]
+            assert everywhere == [event]
+    stop()
