@@ -34,11 +34,11 @@ MAKERS = ("qemu", "blockio")
 
 def matrix() -> list[tuple[int, str, str, str]]:
     """All pairs of two, by an eighth of all: each costs five processes of QEMU. ``make explore`` runs all."""
-    chosen = []
-    for (c, cluster), (w, width), (f, form), (m, maker) in product(*map(enumerate, (CLUSTERS, WIDTHS, FORMS, MAKERS))):
-        if exploring() or (3 * c + w + f + 4 * m) % 8 == 0:
-            chosen.append((cluster, width, form, maker))
-    return chosen
+    return [
+        (CLUSTERS[c], WIDTHS[w], FORMS[f], MAKERS[m])
+        for c, w, f, m in product(*(range(len(axis)) for axis in (CLUSTERS, WIDTHS, FORMS, MAKERS)))
+        if exploring() or (3 * c + w + f + 4 * m) % 8 == 0
+    ]
 
 
 class Shared:

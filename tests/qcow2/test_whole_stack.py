@@ -13,7 +13,7 @@ import pytest
 import blockio
 from blockio.errors import BlockError, ReadOnly
 from blockio.graph.reopen import reopen
-from blockio.types import Perm, RequestFlags
+from blockio.types import Perm, PreallocMode, RequestFlags
 from tests.support.full_disk import small_file_system
 from tests.support.qemu import assert_clean, qemu_img, qemu_img_json, qemu_io
 
@@ -89,3 +89,19 @@ async def test_read_only_and_back(lazy: str, tmp_path: Path) -> None:
             await reopen(blk.bs, read_only=False)
             blk.set_perm(writing, Perm.ALL)
     assert_clean(path)
+
+
+@pytest.mark.peer("qemu-img")
+@pytest.mark.parametrize("prealloc", ["off", "metadata", "falloc", "full"])
+@pytest.mark.parametrize("cluster", [512, 65536])
+async def test_what_is_preallocated_has_room(cluster: int, prealloc: str, tmp_path: Path) -> None:
+    """Regression: what a new refcount block jumped over remained a hole of the file."""
+    path = tmp_path / "disk.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", "-o", f"cluster_size={cluster}", path, "1025k")
+    async with blockio.open(str(path), format="qcow2", resize=True) as blk:
+        await blk.co_truncate(5 * MIB, exact=True, prealloc=PreallocMode(prealloc))
+    assert_clean(path)
+    room = path.stat().st_blocks * 512
+    assert (room >= 4 * MIB - 1024) is (prealloc in {"falloc", "full"})
+    mapped = [part for part in qemu_img_json("map", path) if part["data"]]
+    assert sum(part["length"] for part in mapped) >= (0 if prealloc == "off" else 4 * MIB - 1024)

@@ -83,7 +83,7 @@ class Resizer:
             raise LimitExceeded("Failed to grow the L1 table: File too large")
         if entries > len(self._image.l1):
             await self._grow_l1(entries)
-        await self._zero_tail(old, zero=zero)
+        await self._zero_tail(old, zero=zero, allocate=prealloc is not PreallocMode.OFF)
         start = self._image.geometry.clusters(old) << self._image.geometry.cluster_bits
         if prealloc is not PreallocMode.OFF:
             await self._preallocate(start, length, prealloc)
@@ -134,8 +134,11 @@ class Resizer:
                 image.l1.extend(0 for _ in range(entries - len(image.l1)))
         self._allocator.give_back(old.l1_table_offset >> old.cluster_bits, image.geometry.clusters(old.l1_size * 8))
 
-    async def _zero_tail(self, old: int, *, zero: bool) -> None:
-        """What the last cluster holds behind the old end was never the guest's; it becomes so now, as zeroes."""
+    async def _zero_tail(self, old: int, *, zero: bool, allocate: bool) -> None:
+        """What the last cluster holds behind the old end was never the guest's; it becomes so now, as zeroes.
+
+        *allocate*: it shall have room of its own in any case.
+        """
         image = self._image
         mask = image.geometry.cluster_mask
         end = (old + mask) & ~mask
@@ -143,7 +146,7 @@ class Resizer:
             return
         kind = (await self._mapping.map(old, end - old)).kind
         below = kind is ExtentKind.UNALLOCATED and zero and self._discarder.backing is not None
-        if kind is ExtentKind.ZERO or (kind is ExtentKind.UNALLOCATED and not below):
+        if not allocate and (kind is ExtentKind.ZERO or (kind is ExtentKind.UNALLOCATED and not below)):
             return
         room = await self._writer.allocate(old, end - old)
         try:
@@ -187,11 +190,11 @@ class Resizer:
         mask = self._image.geometry.cluster_mask
         nbytes = (nbytes + mask) & ~mask
         file = self._image.file
-        if fresh:
+        if fresh and offset + nbytes > file.length:
             mode = PreallocMode.OFF if prealloc is PreallocMode.METADATA else prealloc
-            if offset + nbytes > file.length:
-                await file.co_truncate(offset + nbytes, prealloc=mode)
-        else:
+            await file.co_truncate(offset + nbytes, prealloc=mode)
+        elif not fresh or prealloc is not PreallocMode.METADATA:
+            # Used before, or jumped over by a refcount block behind it: a hole, which has no room.
             await self._image.write_zeroes(offset, nbytes)
 
     # -- shrinking
