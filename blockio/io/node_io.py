@@ -419,8 +419,8 @@ class NodeIO:
         end = offset + nbytes
         if offset < 0 or end > self._sized.length:
             return False
-        self.write_gen += 1  # whatever comes of it: a part may arrive although the answer is False
         if self._try_write(offset, bufs, nbytes):
+            self.write_gen += 1
             self.wr_highest_offset = max(self.wr_highest_offset, end)
             return True
         return False

@@ -54,17 +54,6 @@ async def test_closed_while_a_serialising_request_is_in_flight() -> None:
         assert lanes(rig) == "rw"
 
 
-async def test_a_fast_write_that_came_half_way_is_flushed() -> None:
-    """Its answer is False, and nobody need come back with the rest: a parked request may be cancelled."""
-    disk = Disk(4096)
-    async with opened(on_disk(disk)) as rig:
-        await rig.io.co_flush()
-        disk.fast = False
-        assert not rig.io.try_pwritev(0, [b"xy"], 2)
-        await rig.io.co_flush()
-        assert disk.operations.count("flush-to-disk") == 1
-
-
 @pytest.mark.parametrize(
     ("flags", "perm", "expected"),
     [
