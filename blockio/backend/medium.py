@@ -40,7 +40,9 @@ class Medium(DeviceAttachment):
 
     def is_inserted(self) -> bool:
         """Whether there is a root whose driver works, with a medium in every device below (``blk_is_inserted``)."""
-        return super().is_inserted() and all(driver.is_inserted() for driver in self._removable)
+        return super().is_inserted() and (
+            not self._removable or all(driver.is_inserted() for driver in self._removable)
+        )
 
     def is_available(self) -> bool:
         """Whether requests can be served: a medium is inserted and the tray is not open (``blk_is_available``)."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from blockio.backend.events import ErrorReported, EventSource
 from blockio.backend.perms import Permissions
-from blockio.backend.run_state import Machine, MachineState
+from blockio.backend.run_state import Machine, MachineState, RunState
 from blockio.errors import BlockError, NoMedium, message_of
 from blockio.graph.activation import activate_node, inactivate_node
 from blockio.graph.perms import set_edge_perm
@@ -38,6 +38,14 @@ class Migration(Permissions, EventSource, Machine):
         super().__init__(perm, shared, context)
         self._force_allow_inactivate = False
         self._arrival: Callable[[], None] | None = None
+
+    def set_run_state(self, run_state: RunState) -> None:
+        """Belong to *run_state* from now on: stop requests go there, and its arrival is waited for."""
+        waiting = self._arrival is not None
+        self._forget_arrival()
+        super().set_run_state(run_state)
+        if waiting:
+            self._await_arrival()
 
     def set_force_allow_inactivate(self) -> None:
         """Let the root be inactivated although this backend, which is no device's, writes (an export). For good."""
@@ -120,6 +128,8 @@ class Migration(Permissions, EventSource, Machine):
     def _await_arrival(self) -> None:
         if self._arrival is None:
             self._arrival = self._run_state.add_change_handler(self._vm_state_changed)
+            # It may have arrived, in another thread, before anybody listened.
+            self._vm_state_changed(self._run_state.running, self._run_state.state)
 
     def _vm_state_changed(self, running: bool, state: MachineState) -> None:
         """In whatever thread the machine changed (``blk_vm_state_changed``)."""

@@ -258,6 +258,21 @@ async def test_it_arrives_and_somebody_is_in_the_way(blk: BlockBackend) -> None:
         assert held(blk) == (WRITE, Perm.ALL)
 
 
+async def test_given_to_another_machine_before_it_arrives(blk: BlockBackend) -> None:
+    first, second = RunState(MachineState.INMIGRATE), RunState(MachineState.INMIGRATE)
+    blk.set_run_state(first)
+    blk.monitor_add_blk("disk0")
+    blk.set_perm(WRITE, READ)
+    await blk.inactivate_root()
+    await blk.invalidate_cache()
+    blk.set_run_state(second)
+    first.set(MachineState.RUNNING)
+    assert held(blk) == (WRITE, Perm.ALL)
+    blk.set_run_state(RunState())  # one that runs
+    assert held(blk) == (WRITE, READ)
+    second.set(MachineState.RUNNING)
+
+
 async def test_closed_before_it_arrives(disk: MemoryDisk) -> None:
     machine = RunState(MachineState.INMIGRATE)
     async with await BlockBackend.new_open(options=disk.options(), flags=OpenFlags(inactive=True)) as blk:
