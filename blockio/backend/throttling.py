@@ -91,8 +91,10 @@ class BackendThrottle:
 
     async def _change(self, group: ThrottleGroup | None) -> None:
         async with self._blk.drained():
+            if self._blk._throttled is None:  # somebody else was quicker, or it was closed
+                return
             self.leave()
-            if group is not None and not self._blk.closed:
+            if group is not None:
                 self._join(group)
 
     def _join(self, group: ThrottleGroup) -> None:

@@ -231,6 +231,15 @@ async def test_leaving_and_moving_let_what_waits_go(throttled: BlockBackend, gro
     assert (group.members, other.members) == ((), ())
 
 
+async def test_left_twice_at_once(throttled: BlockBackend, group: ThrottleGroup) -> None:
+    """The second finds it done; a move that comes too late does not bring it back."""
+    throttled.aio_pwritev(0, b"x")
+    leave = throttled.throttle.io_limits_disable
+    await asyncio.gather(leave(), leave(), throttled.throttle.io_limits_update_group(ThrottleGroup()))
+    assert throttled.throttle.group is None
+    assert group.members == ()
+
+
 async def test_inside_a_request_leaving_raises(blk: BlockBackend, disk: MemoryDisk, group: ThrottleGroup) -> None:
     blk.throttle.io_limits_enable(group)
     seen: list[str] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ import pytest
 
 from blockio.aio.clock import ManualClock
 from blockio.backend import BlockBackend
+from blockio.buffers import IoVector
+from blockio.driver.registry import register, unregister
 from blockio.errors import OptionError
 from blockio.graph.reopen import reopen
 from blockio.testing.cancel import cancel_at_every_await
 from blockio.testing.conformance import Traits, check_driver
-from blockio.testing.driver import MemoryDisk
+from blockio.testing.driver import MemoryDisk, MemoryDriver
 from blockio.throttle import ThrottleConfig, ThrottleGroup
-from blockio.types import RequestFlags
+from blockio.types import Capability, RequestFlags
 from tests.throttle.rig import turns
 
 
@@ -123,6 +126,34 @@ async def test_reopened(blk: BlockBackend, group: ThrottleGroup) -> None:
     await reopen(blk.bs, cache_no_flush=True)
     await waits
     assert len(group.members) == 1
+
+
+class CompressingDriver(MemoryDriver):
+    """A memory disk that takes compressed writes, and says so in its log."""
+
+    name = "compressing-memory"
+    capabilities = replace(MemoryDriver.capabilities, write_compressed=Capability.NATIVE)
+
+    async def co_pwritev_compressed(self, offset: int, iov: IoVector) -> None:
+        await self.disk.arrive("compress", offset, iov.nbytes)
+
+
+async def test_compressed_writes_wait_too(group: ThrottleGroup, clock: ManualClock) -> None:
+    register(CompressingDriver)
+    try:
+        with MemoryDisk() as disk:
+            below = {"driver": CompressingDriver.name, "disk": disk.name}
+            spec = {"driver": "throttle", "throttle-group": "g", "file": below}
+            async with await BlockBackend.new_open(options=spec) as blk:
+                await blk.co_pwritev(0, bytes(65536), RequestFlags.WRITE_COMPRESSED)
+                second = asyncio.create_task(blk.co_pwritev(65536, bytes(65536), RequestFlags.WRITE_COMPRESSED))
+                await turns(10)
+                assert disk.log == [("compress", 0, 65536)]
+                clock.advance(66)
+                await second
+                assert disk.log[1:] == [("compress", 65536, 65536)]
+    finally:
+        unregister(CompressingDriver)
 
 
 @pytest.mark.parametrize(

@@ -132,3 +132,16 @@ async def test_a_thread_that_ends_does_not_keep_the_turn() -> None:
     group.set_config(ThrottleConfig())
     await ours
     assert log == ["here"]
+
+
+async def test_moved_to_another_thread() -> None:
+    group = ThrottleGroup(config=ThrottleConfig.of(iops_total=1000))
+    log: list[str] = []
+    async with IOThread() as thread:
+        member = await joined(group)
+        await asyncio.gather(*(requests(member, 5, log, "here") for _ in range(25)))
+        member.move(thread.context)
+        await asyncio.gather(*(thread.context.run(requests(member, 5, log, "there")) for _ in range(25)))
+        await thread.context.run(leave(member))
+    assert log == ["here"] * 125 + ["there"] * 125
+    assert group._turns == [None, None]
