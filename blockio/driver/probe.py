@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final, Protocol
 
 from blockio.buffers import IoVector
-from blockio.driver.registry import driver_names, find_driver, loadable
+from blockio.driver.registry import driver_names, find_driver, loadable, own_names
 from blockio.errors import BlockError
 
 __all__ = ["PROBE_BYTES", "guess_format", "probe_format"]
@@ -25,9 +25,6 @@ _HINTS: Final = {b"QFI\xfb": "qcow2", b"QED\0": "qed", b"KDMV": "vmdk", b"vhdxfi
 
 _ALWAYS_BEGIN_SO: Final = frozenset(("qcow2", "qed", "vhdx"))
 """Formats none of whose images is without its mark: without it their drivers need not be loaded to be asked."""
-
-_PROTOCOLS: Final = frozenset(("file", "host_device", "null-aio", "null-co"))
-"""Drivers of ours that store bytes and know no formats."""
 
 
 class Reader(Protocol):
@@ -57,7 +54,8 @@ def guess_format(head: bytes, filename: str = "") -> str:
                 return name
             if score > surest:
                 best, surest = name, score
-    silent = _ALWAYS_BEGIN_SO | _PROTOCOLS
+    # Of this project's own drivers only the formats above have something to say; its protocols and filters do not.
+    silent = own_names() - set(_HINTS.values()) - {"raw"} | _ALWAYS_BEGIN_SO
     for name, cls in loadable(name for name in driver_names() if name not in silent):
         score = cls.probe(head, filename)
         if score > surest:

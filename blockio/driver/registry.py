@@ -24,7 +24,17 @@ from blockio.errors import BlockError, OptionError
 if TYPE_CHECKING:
     from blockio.driver.base import BlockDriver
 
-__all__ = ["GROUP", "driver_names", "drivers", "find_driver", "find_protocol", "loadable", "register", "unregister"]
+__all__ = [
+    "GROUP",
+    "driver_names",
+    "drivers",
+    "find_driver",
+    "find_protocol",
+    "loadable",
+    "own_names",
+    "register",
+    "unregister",
+]
 
 GROUP: Final = "blockio.drivers"
 
@@ -77,6 +87,10 @@ class _Registry:
         with self._lock:
             registered = set(self._registered)
         return sorted(registered | set(self.own()))
+
+    def own_names(self) -> frozenset[str]:
+        with self._lock:
+            return frozenset(self.own()).difference(self._registered)
 
     def own(self) -> dict[str, str]:
         if self._own is None:
@@ -171,6 +185,11 @@ def find_driver(name: str) -> type[BlockDriver]:
 def driver_names() -> list[str]:
     """The names of all drivers, sorted, without loading any."""
     return _registry.names()
+
+
+def own_names() -> frozenset[str]:
+    """The names of this project's own drivers that nobody has registered another class for."""
+    return _registry.own_names()
 
 
 def drivers() -> Mapping[str, type[BlockDriver]]:
