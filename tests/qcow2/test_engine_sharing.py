@@ -233,7 +233,7 @@ async def test_a_slice_stays_dirty_and_reachable_until_it_is_written() -> None:
     with pytest.raises(BlockError):
         await cache.get(3)
     assert (await cache.get(1)).table[0] == 1
-    assert cache.dirty_count == 2
+    assert cache.statistics().dirty == 2
     fail = False
     await cache.get(3)
     assert not cache.dirty

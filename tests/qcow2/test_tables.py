@@ -8,18 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockio.errors import CorruptImage
-from blockio.types import GuestOffset, HostOffset
-from blockio_drivers.qcow2.tables import (
-    COMPRESSED,
-    COPIED,
-    ZERO,
-    ClusterKind,
-    Geometry,
-    l1_l2_offset,
-    table_from_bytes,
-    table_to_bytes,
-)
+from blockio.types import HostOffset
+from blockio_drivers.qcow2.tables import Geometry, table_from_bytes, table_to_bytes
 
 DEFAULT = Geometry.make(16)
 
@@ -33,50 +23,18 @@ def test_geometry_of_all_sizes(bits: int, l2_entries: int, csize_shift: int, blo
     assert geometry.l2_entries == l2_entries
     assert geometry.csize_shift == csize_shift
     assert geometry.refcount_block_entries == block_entries
-    assert geometry.refcount_max == 0xFFFF
 
 
 def test_extended_entries_halve_the_table() -> None:
     assert Geometry.make(16, extended_l2=True).l2_entries == 4096
     assert Geometry.make(16, extended_l2=True).zero_bit == 0
+    assert Geometry.make(16, version=2).zero_bit == 0
 
 
-def test_positions() -> None:
-    offset = GuestOffset((3 << 29) + (5 << 16) + 77)
-    assert DEFAULT.l1_index(offset) == 3
-    assert DEFAULT.l2_index(offset) == 5
+def test_sizes_in_tables_and_clusters() -> None:
     assert DEFAULT.l1_entries_for(1 << 29) == 1
     assert DEFAULT.l1_entries_for((1 << 29) + 1) == 2
-    assert DEFAULT.refcount_position(HostOffset(32769 << 16)) == (1, 1)
     assert [DEFAULT.clusters(n) for n in (0, 1, 65536, 65537)] == [0, 1, 1, 2]
-
-
-@pytest.mark.parametrize(
-    ("entry", "kind"),
-    [
-        (0, ClusterKind.UNALLOCATED),
-        (ZERO, ClusterKind.ZERO_PLAIN),
-        (COPIED | 0x50000 | ZERO, ClusterKind.ZERO_ALLOCATED),
-        (COPIED | 0x50000, ClusterKind.NORMAL),
-        (0x50000, ClusterKind.NORMAL),
-        (COMPRESSED | 0x50123, ClusterKind.COMPRESSED),
-        (COMPRESSED | ZERO, ClusterKind.COMPRESSED),
-    ],
-)
-def test_kinds(entry: int, kind: ClusterKind) -> None:
-    assert DEFAULT.kind(entry) is kind
-
-
-def test_version_2_knows_no_zero_clusters() -> None:
-    assert Geometry.make(16, version=2).kind(0x50001) is ClusterKind.NORMAL
-
-
-def test_crooked_offsets_are_corruption() -> None:
-    with pytest.raises(CorruptImage, match="unaligned"):
-        DEFAULT.l2_host_offset(COPIED | 0x50200)
-    with pytest.raises(CorruptImage, match="unaligned"):
-        l1_l2_offset(COPIED | 0x200, DEFAULT)
-    assert l1_l2_offset(COPIED | 0x50000, DEFAULT) == 0x50000
 
 
 @given(st.sampled_from([9, 12, 16, 21]), st.integers(0, 1 << 48), st.integers(1, 2 << 20))

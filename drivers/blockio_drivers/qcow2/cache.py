@@ -154,11 +154,6 @@ class MetadataCache(Generic[T]):
         """Whether anything here differs from the disk and is not being written."""
         return bool(self._dirty)
 
-    @property
-    def dirty_count(self) -> int:
-        """How many slices are dirty."""
-        return len(self._dirty)
-
     def take_dirty(self) -> list[tuple[Slice[T], int]]:
         """Every dirty slice with its dirty pages, which are now in writing: end it with ``written``."""
         taken = [(found, found.dirty) for found in self._dirty.values()]

@@ -109,7 +109,6 @@ class Autoclear(IntFlag):
 
 
 _INCOMPATIBLE_KNOWN: Final = 0x1F
-_AUTOCLEAR_KNOWN: Final = 0x3
 
 
 class CompressionType(IntEnum):
@@ -226,11 +225,6 @@ class Header:
     def has_data_file(self) -> bool:
         """Whether guest data lives in an external data file."""
         return bool(self.incompatible & Incompatible.DATA_FILE)
-
-    @property
-    def unknown_autoclear(self) -> int:
-        """Autoclear bits that a writer here must clear first."""
-        return self.autoclear & ~_AUTOCLEAR_KNOWN
 
     def unsupported_features(self) -> list[str]:
         """The features of this image that this driver cannot serve, by the names of the feature name table."""

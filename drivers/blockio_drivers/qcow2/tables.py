@@ -9,11 +9,9 @@ from __future__ import annotations
 import sys
 from array import array
 from dataclasses import dataclass
-from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from blockio.errors import CorruptImage
-from blockio.types import GuestOffset, HostOffset
+from blockio.types import HostOffset
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -31,10 +29,8 @@ __all__ = [
     "REFCOUNT_TABLE_OFFSET_MASK",
     "REFCOUNT_TABLE_RESERVED_MASK",
     "ZERO",
-    "ClusterKind",
     "CompressedCluster",
     "Geometry",
-    "l1_l2_offset",
     "table_from_bytes",
     "table_to_bytes",
 ]
@@ -61,18 +57,6 @@ _INT_MAX: Final = 2**31 - 1
 _SWAP: Final = sys.byteorder == "little"
 
 
-class ClusterKind(Enum):
-    """What an L2 entry says of its guest cluster."""
-
-    UNALLOCATED = "unallocated"
-    ZERO_PLAIN = "zero-plain"
-    """Reads as zeroes, takes no room."""
-    ZERO_ALLOCATED = "zero-alloc"
-    """Reads as zeroes, has a host cluster in reserve."""
-    NORMAL = "normal"
-    COMPRESSED = "compressed"
-
-
 class CompressedCluster(NamedTuple):
     """Where compressed data lies: at ``offset`` (any byte), in at most ``nbytes`` up to a sector's end."""
 
@@ -96,7 +80,6 @@ class Geometry:
     l2_bits: int
     l2_entries: int
     """Entries of one L2 table: one cluster of them."""
-    l2_entry_size: int
     l1_shift: int
     """``guest_offset >> l1_shift`` is the L1 index."""
     cluster_offset_mask: int
@@ -105,7 +88,6 @@ class Geometry:
     csize_mask: int
     refcount_order: int
     refcount_bits: int
-    refcount_max: int
     refcount_block_bits: int
     refcount_block_entries: int
     """Refcounts in one refcount block: one cluster of them."""
@@ -136,28 +118,18 @@ class Geometry:
             cluster_mask=(1 << cluster_bits) - 1,
             l2_bits=l2_bits,
             l2_entries=1 << l2_bits,
-            l2_entry_size=entry_size,
             l1_shift=cluster_bits + l2_bits,
             cluster_offset_mask=(1 << csize_shift) - 1,
             csize_shift=csize_shift,
             csize_mask=(1 << (cluster_bits - 8)) - 1,
             refcount_order=refcount_order,
             refcount_bits=1 << refcount_order,
-            refcount_max=(1 << (1 << refcount_order)) - 1,
             refcount_block_bits=block_bits,
             refcount_block_entries=1 << block_bits,
             zero_bit=ZERO if version >= 3 and not extended_l2 else 0,
         )
 
     # -- positions
-
-    def l1_index(self, guest_offset: GuestOffset) -> int:
-        """Which L1 entry leads to *guest_offset*."""
-        return guest_offset >> self.l1_shift
-
-    def l2_index(self, guest_offset: GuestOffset) -> int:
-        """Which entry of its L2 table speaks of *guest_offset*."""
-        return (guest_offset >> self.cluster_bits) & (self.l2_entries - 1)
 
     def clusters(self, nbytes: int) -> int:
         """How many clusters hold *nbytes*."""
@@ -167,29 +139,7 @@ class Geometry:
         """How many L1 entries a disk of *disk_size* bytes needs."""
         return (disk_size + (1 << self.l1_shift) - 1) >> self.l1_shift
 
-    def refcount_position(self, host_offset: HostOffset) -> tuple[int, int]:
-        """Refcount table index and index in the refcount block of the cluster at *host_offset*."""
-        cluster = host_offset >> self.cluster_bits
-        return cluster >> self.refcount_block_bits, cluster & (self.refcount_block_entries - 1)
-
     # -- L2 entries
-
-    def kind(self, entry: int) -> ClusterKind:
-        """What standard L2 *entry* says (not for extended ones, whose second half says more)."""
-        if entry & COMPRESSED:
-            return ClusterKind.COMPRESSED
-        if entry & self.zero_bit:
-            return ClusterKind.ZERO_ALLOCATED if entry & L2_OFFSET_MASK else ClusterKind.ZERO_PLAIN
-        if entry & L2_OFFSET_MASK:
-            return ClusterKind.NORMAL
-        return ClusterKind.UNALLOCATED
-
-    def l2_host_offset(self, entry: int) -> HostOffset:
-        """The host cluster of a standard *entry*, 0 where it has none. CorruptImage where it is not aligned."""
-        offset = entry & L2_OFFSET_MASK
-        if offset & self.cluster_mask:
-            raise CorruptImage(f"Cluster allocation offset {offset:#x} unaligned")
-        return HostOffset(offset)
 
     def compressed(self, entry: int) -> CompressedCluster:
         """Where the data of a compressed *entry* lies.
@@ -207,14 +157,6 @@ class Geometry:
         if nbytes < 1 or offset & ~self.cluster_offset_mask or sectors > self.csize_mask:
             raise ValueError(f"no compressed cluster descriptor for {nbytes} bytes at {offset:#x}")
         return COMPRESSED | offset | (sectors << self.csize_shift)
-
-
-def l1_l2_offset(entry: int, geometry: Geometry) -> HostOffset:
-    """The L2 table an L1 *entry* points at, 0 where there is none. CorruptImage where it is not aligned."""
-    offset = entry & L1_OFFSET_MASK
-    if offset & geometry.cluster_mask:
-        raise CorruptImage(f"L2 table offset {offset:#x} unaligned")
-    return HostOffset(offset)
 
 
 def table_from_bytes(data: Buffer) -> array[int]:

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["WriteBack"]
 
 _PRESSURE: Final = 1024
-"""How many freed clusters may wait for a write-back before an allocation asks for one."""
+_PRESSURE_BYTES: Final = 64 << 20
+"""How many freed clusters, or bytes in them, may wait for a write-back before an allocation asks for one."""
 
 
 class WriteBack:
@@ -45,6 +46,7 @@ class WriteBack:
         self._allocator = allocator
         self._lock = asyncio.Lock()
         self._dropped: deque[Freed] = deque()
+        self._pressure = min(_PRESSURE, _PRESSURE_BYTES >> image.geometry.cluster_bits)
 
     async def run(self) -> None:
         """Write back everything that is dirty now. Raises the first failure; what was not written stays dirty.
@@ -62,7 +64,7 @@ class WriteBack:
 
     async def relieve(self) -> None:
         """Make room when much that was freed cannot be reused yet. A failure is left to whoever flushes."""
-        if self._image.retired_clusters > _PRESSURE:
+        if self._image.retired_clusters > self._pressure:
             with suppress(OSError):
                 await self.run()
 
