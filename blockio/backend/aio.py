@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from blockio.aio.context import finish
 from blockio.backend.ioctl import Ioctl
+from blockio.backend.parking import Moved
 from blockio.backend.requests import readable_vector, writable_vector
 from blockio.errors import BlockError
 from blockio.graph.drain import RequestScope
@@ -36,8 +37,9 @@ class AioRequest:
     """One request under way. Await it for its end (its result, or its error), or let it call back.
 
     Invariant: from its making until its callback has returned it is either parked on its backend or in flight there;
-    ``_place`` is its place in the line until its task begins to wait. Cancelling who awaits it cancels the request, and
-    lets the awaiter go once the memory is no longer in use.
+    ``_place`` is its place in the line until its task begins to wait. One that is parked while its backend moves is in
+    flight over there, and calls back here, in the loop that started it (``_gone``). Cancelling who awaits it cancels
+    the request, and lets the awaiter go once the memory is no longer in use.
     """
 
     __slots__ = (
@@ -47,7 +49,9 @@ class AioRequest:
         "_cb",
         "_counters",
         "_error",
+        "_gone",
         "_looked_at",
+        "_loop",
         "_nbytes",
         "_place",
         "_ret",
@@ -73,6 +77,8 @@ class AioRequest:
         self._counters = counters
         self._nbytes = nbytes
         self._began = blk.stats.begin()
+        self._loop = blk.context.loop
+        self._gone = False
         self._cb = cb
         self._ret: int | None = None
         self._error: BaseException | None = None
@@ -87,14 +93,22 @@ class AioRequest:
         if blk._must_park():
             # Here and not in the task, which runs later: the order of arrival is the order of the calls.
             self._place = blk._park()
-        self._task = blk.context.loop.create_task(self._run(start))
+        self._task = self._loop.create_task(self._run(start))
         self._task.add_done_callback(self._ended)
 
     async def _run(self, start: Callable[[], Coroutine[Any, Any, int | None]]) -> int | None:
+        blk = self._blk
         if self._place is not None:
             place, self._place = self._place, None
-            await self._blk._unpark(place)
-        with RequestScope(self._blk):
+            try:
+                await blk._unpark(place)
+            except Moved as moved:
+                # Counted there from here on; only the callback is still to be made here.
+                counters, self._counters, self._gone = self._counters, None, True
+                if isinstance(moved.__cause__, asyncio.CancelledError):
+                    raise moved.__cause__ from None
+                return await blk._enter(start, counters, self._nbytes, moved.place)
+        with RequestScope(blk):
             return await start()
 
     @property
@@ -135,12 +149,16 @@ class AioRequest:
 
     def _end(self) -> asyncio.Future[None]:
         if self._waiter is None:
-            self._waiter = self._blk.context.loop.create_future()
+            self._waiter = self._loop.create_future()
         return self._waiter
 
     def _ended(self, task: asyncio.Task[int | None]) -> None:
         if self._place is not None:  # cancelled before its first step: nothing of _run was run
-            self._blk._unpark_unseen(self._place)
+            if self._blk.context.loop is self._loop:
+                self._blk._unpark_unseen(self._place)
+            else:
+                self._counters, self._gone = None, True
+                self._blk._forsake(self._place)
             self._place = None
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if self._counters is not None:
@@ -161,13 +179,14 @@ class AioRequest:
             if self._cb is not None:
                 self._cb(self._ret)
         finally:  # an error of the callback's is the loop's to report
-            self._blk.dec_in_flight()
+            if not self._gone:
+                self._blk.dec_in_flight()
             if self._waiter is not None and not self._waiter.done():
                 self._waiter.set_result(None)
 
     def __del__(self) -> None:
         if not self._looked_at and self._error is not None:
-            self._blk.context.loop.call_exception_handler(
+            self._loop.call_exception_handler(
                 {"message": "An AioRequest failed and nobody looked", "exception": self._error}
             )
 

@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from blockio.backend.aio import AioForms
+from blockio.backend.context_move import ContextMove
 from blockio.backend.error_action import ErrorHandling
-from blockio.backend.medium import Medium
 from blockio.backend.names import all_backends as _all_backends
 from blockio.backend.names import by_name as _by_name
 from blockio.backend.names import enlist
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["BlockBackend"]
 
 
-class BlockBackend(Medium, ErrorHandling, AioForms, SyncForms):
+class BlockBackend(ContextMove, ErrorHandling, AioForms, SyncForms):
     """A disk as its user sees it: a root node that may come and go, requests, permissions, drained sections.
 
     ``BlockBackend(perm, shared)`` is empty (``blk_new``): all requests are NoMedium until ``insert_bs``.

@@ -10,7 +10,6 @@ from __future__ import annotations
 from operator import index
 from typing import TYPE_CHECKING, Final
 
-from blockio.backend.core import Entered
 from blockio.backend.requests import Requests
 from blockio.errors import UnsupportedFeature
 from blockio.types import RequestFlags
@@ -43,28 +42,26 @@ class CopyRange(Requests):
         then; parts may have been copied, which does no harm. ZERO_WRITE in *write_flags* makes the target's range read
         as zeroes instead; FUA makes it durable. OutOfRange, NoMedium, ReadOnly: the source is checked first.
         """
-        if self._elsewhere():
-            coro = self.co_copy_range(offset, target, target_offset, nbytes, read_flags, write_flags)
-            await self._context.run(coro)
-            return
         offset, target_offset, nbytes = index(offset), index(target_offset), index(nbytes)
         if nbytes < 0:
             raise ValueError(f"a request of {nbytes} bytes")
         if read_flags & _NO_FALLBACK or write_flags & _NO_FALLBACK:
             raise ValueError("copying inside the storage never falls back; NO_FALLBACK means nothing here")
-        with Entered(self):
-            await self._wait_while_drained()
+
+        async def copy() -> None:
             source = self._check_byte_request(offset, nbytes)
+            sink = target._check_write(target_offset, nbytes, 0)
             if target.context is not self._context:
                 raise UnsupportedFeature
-            if target is self:
-                sink = self._check_write(target_offset, nbytes, 0)
-                await _copy(source, offset, sink, target_offset, nbytes, int(write_flags))
-                return
-            with Entered(target):
-                await target._wait_while_drained()
-                sink = target._check_write(target_offset, nbytes, 0)
-                await _copy(source, offset, sink, target_offset, nbytes, int(write_flags))
+            await _copy(source, offset, sink, target_offset, nbytes, int(write_flags))
+
+        async def both() -> None:
+            self._check_byte_request(offset, nbytes)
+            if target.context is not self._context:
+                raise UnsupportedFeature
+            await target._enter(copy)
+
+        await self._enter(copy if target is self else both)
 
 
 async def _copy(source: Edge, offset: int, sink: Edge, target_offset: int, nbytes: int, flags: int) -> None:

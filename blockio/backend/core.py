@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from blockio.aio.context import AioContext
 from blockio.backend.accounting import Accounting, Counters
-from blockio.backend.parking import Parking, Place
+from blockio.backend.parking import Moved, Parking, Place
 from blockio.errors import NoMedium
 from blockio.graph.drain import RequestScope
 from blockio.types import Perm
@@ -209,6 +209,9 @@ class BackendCore:
     async def _wait_idle(self) -> None:
         """Until nothing is in flight. Requests without a medium are counted here and nowhere else."""
         while self._in_flight:
+            if self._elsewhere():  # it moved while we waited
+                await self._context.run(self._wait_idle())
+                return
             waiter: asyncio.Future[None] = self._loop.create_future()
             self._idle_waiters.append(waiter)
             await waiter
@@ -226,11 +229,36 @@ class BackendCore:
         return place
 
     async def _unpark(self, place: Place) -> None:
-        """Wait at *place*; afterwards the request is in flight again, even if cancelled."""
+        """Wait at *place*; afterwards the request is in flight again, even if cancelled.
+
+        But not if the backend went to another loop meanwhile: then this raises Moved, and the request, which keeps its
+        place, has to go on there. Cancelled then, it is nowhere any more.
+        """
+        parking = self._parking
         try:
-            await self._parking.wait(place)
+            await parking.wait(place)
+        except asyncio.CancelledError as error:
+            if parking.left:
+                self._forsake(place)
+                raise Moved(place) from error
+            raise
         finally:
-            self._left_parking(place)
+            if not parking.left:
+                self._left_parking(place)
+
+    def _forsake(self, place: Place) -> None:
+        """From any thread: the request that keeps *place* will not come. May be called again, and when it came."""
+        self._context.schedule_bh(self._forsake_here, place, self._context)
+
+    def _forsake_here(self, place: Place, context: AioContext) -> None:
+        if context is not self._context:
+            self._forsake(place)
+        elif self._parking.holds(place):
+            self._parking.give_up(place)
+            if self._parking.is_released(place):
+                self.dec_in_flight()
+            if not self._quiesce:
+                self._release()
 
     def _unpark_unseen(self, place: Place) -> None:
         """The request at *place* ended before it began to wait there."""
@@ -247,6 +275,15 @@ class BackendCore:
         """Let the parked requests go on. They are in flight from here on, so that the next drain waits for them."""
         self._in_flight += self._parking.release()
         self._bind_lanes()
+
+    def _switch(self, context: AioContext) -> None:
+        """Live in *context* from here on. In the thread of the old one, drained, as the last thing done there."""
+        self._fast_read = self._fast_write = None
+        self._parking = self._parking.leave_for_another_loop()
+        self._loop = context.loop
+        self._context = context
+        if self._throttled is not None:
+            self._throttled.move(context)
 
     async def _wait_while_drained(self) -> None:
         """``blk_wait_while_drained``, for a request that is in flight."""
@@ -279,24 +316,31 @@ class BackendCore:
 class Entered(RequestScope):
     """``with Entered(blk):`` around a request: it is in flight, and a drain inside it is a mistake.
 
-    With *counters* the request is counted there when it ends, as one of *nbytes*.
+    With *counters* the request is counted there when it ends, as one of *nbytes*. With *parked* it comes from another
+    loop with a place in the line, and is in flight when it leaves that.
     """
 
-    __slots__ = ("_began", "_counters", "_nbytes")
+    __slots__ = ("_began", "_counters", "_nbytes", "_parked")
     owner: BackendCore
 
-    def __init__(self, owner: BackendCore, counters: Counters | None = None, nbytes: int = 0) -> None:
+    def __init__(
+        self, owner: BackendCore, counters: Counters | None = None, nbytes: int = 0, *, parked: bool = False
+    ) -> None:
         super().__init__(owner)
         self._counters = counters
         self._nbytes = nbytes
+        self._parked = parked
 
     def __enter__(self) -> RequestScope:
-        self.owner.inc_in_flight()
+        if not self._parked:
+            self.owner.inc_in_flight()
         self._began = self.owner.stats.begin()
         return super().__enter__()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         super().__exit__(kind, error, tb)
+        if isinstance(error, Moved):
+            return  # it is parked in another loop, not in flight here
         if self._counters is not None:
             self.owner.stats.ended(self._counters, self._nbytes, self._began, error)
         self.owner.dec_in_flight()

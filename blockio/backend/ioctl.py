@@ -8,7 +8,6 @@ from __future__ import annotations
 from operator import index
 from typing import TYPE_CHECKING
 
-from blockio.backend.core import Entered
 from blockio.backend.requests import Requests
 from blockio.io.driver_calls import ioctl
 
@@ -27,12 +26,8 @@ class Ioctl(Requests):
         NoMedium; UnsupportedFeature (ENOTSUP) where the driver has no such thing; else what the device says. Cancelled:
         the call is waited for, it owns *buf*.
         """
-        if self._elsewhere():
-            return await self._context.run(self.co_ioctl(request, buf))
         number = index(request)
-        with Entered(self):
-            await self._wait_while_drained()
-            return await self._do_ioctl(number, buf)
+        return await self._enter(lambda: self._do_ioctl(number, buf))
 
     async def _do_ioctl(self, request: int, buf: Buffer | int) -> int:
         return await ioctl(self._edge().node, request, buf)

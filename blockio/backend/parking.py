@@ -5,10 +5,18 @@ from __future__ import annotations
 import asyncio
 from typing import NewType
 
-__all__ = ["Parking", "Place"]
+__all__ = ["Moved", "Parking", "Place"]
 
 Place = NewType("Place", int)
 """A place in the line: who took it earlier goes on earlier."""
+
+
+class Moved(Exception):
+    """The backend lives in another loop now, where ``place`` is kept; the request has to go on there."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place)
+        self.place = place
 
 
 class Parking:
@@ -26,9 +34,10 @@ class Parking:
       about to wake it. ``_overtaken`` says that somebody woke up out of turn and sleeps again.
     """
 
-    __slots__ = ("_condition", "_line", "_next", "_overtaken", "_released", "_waker")
+    __slots__ = ("_condition", "_left", "_line", "_next", "_overtaken", "_released", "_waker")
 
     def __init__(self) -> None:
+        self._left = False
         self._condition = asyncio.Condition()
         self._line: dict[Place, None] = {}  # a dict keeps the order and lets go of a place in the middle at once
         self._next = 0
@@ -46,6 +55,25 @@ class Parking:
         self._line[place] = None
         return place
 
+    def leave_for_another_loop(self) -> Parking:
+        """The line as it stands, for the loop that the backend moves to; who waits here is sent away with Moved.
+
+        Nobody in it may be released. A place that is given up from here on is given up there.
+        """
+        there = Parking()
+        there._line = self._line
+        there._next = self._next
+        there._released = self._released
+        self._line = {}
+        self._left = True
+        self._wake()
+        return there
+
+    @property
+    def left(self) -> bool:
+        """Whether the line is in another loop now."""
+        return self._left
+
     def is_released(self, place: Place) -> bool:
         """Whether *place* was let go on; it may not have run yet."""
         return place < self._released
@@ -58,6 +86,10 @@ class Parking:
             self._wake()
         return count
 
+    def holds(self, place: Place) -> bool:
+        """Whether *place* is still in the line."""
+        return place in self._line
+
     def give_up(self, place: Place) -> None:
         """*place* is no longer wanted. May be called again."""
         self._line.pop(place, None)
@@ -66,14 +98,19 @@ class Parking:
             self._wake()
 
     async def wait(self, place: Place) -> None:
-        """Until *place* is released and the first in the line, which it then leaves. Cancelled, it is given up."""
+        """Until *place* is released and the first in the line, which it then leaves. Cancelled, it is given up.
+
+        Moved where the line is in another loop: the place is kept there.
+        """
         try:
             async with self._condition:
-                while place >= self._released or next(iter(self._line)) != place:
+                while not self._left and (place >= self._released or next(iter(self._line)) != place):
                     self._overtaken = self._overtaken or place < self._released
                     await self._condition.wait()
         finally:
             self.give_up(place)
+        if self._left:
+            raise Moved(place)
 
     def _wake(self) -> None:
         if self._waker is None:  # notifying needs the condition's lock, and who releases may not be able to wait for it

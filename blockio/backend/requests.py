@@ -16,25 +16,30 @@ from __future__ import annotations
 import asyncio
 from operator import index
 from threading import get_ident
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from blockio.backend.core import FAIRNESS_BUDGET, REQUEST_COST, Entered
 from blockio.backend.node_accounting import NodeAccounting
+from blockio.backend.parking import Moved
 from blockio.buffers import IoVector
 from blockio.errors import OutOfRange, ReadOnly
 from blockio.throttle.buckets import Direction
 from blockio.types import INT_MAX, Perm, PreallocMode, RequestFlags, StatusFlags
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from typing_extensions import Buffer
 
+    from blockio.backend.accounting import Counters
+    from blockio.backend.parking import Place
     from blockio.buffers import BufferLike
     from blockio.graph.edge import Edge
     from blockio.types import BlockInfo, BlockLimits, BlockStatus
 
 __all__ = ["Requests", "readable_vector", "writable_vector"]
+
+_T = TypeVar("_T")
 
 # Plain integers: combining IntFlags costs a microsecond.
 _FUA: Final = int(RequestFlags.FUA)
@@ -62,6 +67,38 @@ def readable_vector(iov: BufferLike) -> IoVector:
 
 class Requests(NodeAccounting):
     """The coroutine form of every request, and ``try_preadv``/``try_pwritev`` for who wants only the fast lane."""
+
+    async def _enter(
+        self,
+        work: Callable[[], Awaitable[_T]],
+        counters: Counters | None = None,
+        nbytes: int = 0,
+        place: Place | None = None,
+    ) -> _T:
+        """Run *work* as a request of this backend: in its loop, counted, behind those that are parked.
+
+        *place*: its place in the line, if it has one already. A backend that moves while a request is parked takes its
+        place along, and the request follows.
+        """
+        if self._elsewhere():
+            try:
+                return await self._context.run(self._enter(work, counters, nbytes, place))
+            except asyncio.CancelledError:
+                if place is not None:  # the cancellation may have come before the first step over there
+                    self._forsake(place)
+                raise
+        try:
+            with Entered(self, counters, nbytes, parked=place is not None):
+                if place is not None:
+                    await self._unpark(place)
+                elif self._must_park():
+                    await self._unpark(self._park())
+                return await work()
+        except Moved as moved:
+            if isinstance(moved.__cause__, asyncio.CancelledError):
+                raise moved.__cause__ from None
+            place = moved.place
+        return await self._enter(work, counters, nbytes, place)
 
     # -- reads
 
@@ -106,13 +143,8 @@ class Requests(NodeAccounting):
             if self._budget < 0:
                 await self._give_a_turn()
             return
-        if self._elsewhere():
-            await self._context.run(self.co_preadv(offset, iov, flags))
-            return
-        vector = writable_vector(iov)
-        with Entered(self, self._reads, vector.nbytes):
-            await self._wait_while_drained()
-            await self._do_preadv(index(offset), vector, flags)
+        vector, at = writable_vector(iov), index(offset)
+        await self._enter(lambda: self._do_preadv(at, vector, flags), self._reads, vector.nbytes)
 
     async def _do_preadv(self, offset: int, vector: IoVector, flags: RequestFlags | int) -> None:
         edge = self._check_byte_request(offset, vector.nbytes)
@@ -164,13 +196,8 @@ class Requests(NodeAccounting):
             if self._budget < 0:
                 await self._give_a_turn()
             return
-        if self._elsewhere():
-            await self._context.run(self.co_pwritev(offset, iov, flags))
-            return
-        vector = readable_vector(iov)
-        with Entered(self, self._writes, vector.nbytes):
-            await self._wait_while_drained()
-            await self._do_pwritev(index(offset), vector, flags)
+        vector, at = readable_vector(iov), index(offset)
+        await self._enter(lambda: self._do_pwritev(at, vector, flags), self._writes, vector.nbytes)
 
     async def co_pwritev_part(
         self, offset: int, nbytes: int, iov: BufferLike, iov_offset: int, flags: RequestFlags | int = 0
@@ -191,13 +218,9 @@ class Requests(NodeAccounting):
 
         NO_FALLBACK: UnsupportedFeature instead of writing zeroes by hand. Errors as ``co_pwritev``.
         """
-        if self._elsewhere():
-            await self._context.run(self.co_pwrite_zeroes(offset, nbytes, flags))
-            return
-        _not_negative(nbytes)
-        with Entered(self, self._writes, nbytes):
-            await self._wait_while_drained()
-            await self._do_pwrite_zeroes(index(offset), index(nbytes), flags)
+        at, count = index(offset), index(nbytes)
+        _not_negative(count)
+        await self._enter(lambda: self._do_pwrite_zeroes(at, count, flags), self._writes, count)
 
     async def _do_pwrite_zeroes(self, offset: int, nbytes: int, flags: RequestFlags | int) -> None:
         edge = self._check_write(offset, nbytes, flags)
@@ -220,32 +243,28 @@ class Requests(NodeAccounting):
         Each piece is a request of its own, so a drained section may come between; what was zeroed by then stays so
         when it is cancelled or fails.
         """
-        if self._elsewhere():
-            await self._context.run(self.co_make_zero(flags))
-            return
         offset = 0
-        while (left := self._edge().length - offset) > 0:
-            with Entered(self):
-                await self._wait_while_drained()
-                edge = self._check_write(offset, 0, flags)
-                status = await edge.co_block_status(offset, min(left, _PIECE))
-                if not status.length:
-                    return  # the disk has become shorter
-                if not status.flags & _ZERO:
-                    await edge.co_pwrite_zeroes(offset, status.length, flags)
-            offset += status.length
+
+        async def piece() -> int:
+            edge = self._check_write(offset, 0, flags)
+            left = edge.length - offset
+            if left <= 0:
+                return 0
+            status = await edge.co_block_status(offset, min(left, _PIECE))
+            if status.length and not status.flags & _ZERO:
+                await edge.co_pwrite_zeroes(offset, status.length, flags)
+            return status.length
+
+        while done := await self._enter(piece):
+            offset += done
 
     # -- discard, flush, truncate
 
     async def co_pdiscard(self, offset: int, nbytes: int) -> None:
         """The disk's user no longer needs these bytes. Does nothing unless the image was opened with discard=unmap."""
-        if self._elsewhere():
-            await self._context.run(self.co_pdiscard(offset, nbytes))
-            return
-        _not_negative(nbytes)
-        with Entered(self, self.stats.unmap, nbytes):
-            await self._wait_while_drained()
-            await self._do_pdiscard(index(offset), index(nbytes))
+        at, count = index(offset), index(nbytes)
+        _not_negative(count)
+        await self._enter(lambda: self._do_pdiscard(at, count), self.stats.unmap, count)
 
     async def _do_pdiscard(self, offset: int, nbytes: int) -> None:
         edge = self._check_write(offset, nbytes, 0)
@@ -253,12 +272,7 @@ class Requests(NodeAccounting):
 
     async def co_flush(self) -> None:
         """Put every write that has completed so far onto stable storage. NoMedium while empty."""
-        if self._elsewhere():
-            await self._context.run(self.co_flush())
-            return
-        with Entered(self, self.stats.flush):
-            await self._wait_while_drained()
-            await self._do_flush()
+        await self._enter(self._do_flush, self.stats.flush)
 
     async def _do_flush(self) -> None:
         await self._edge().co_flush()
@@ -314,13 +328,13 @@ class Requests(NodeAccounting):
 
         Counted, parked and checked like a read.
         """
-        if self._elsewhere():
-            return await self._context.run(self.co_block_status(offset, nbytes, want_zero=want_zero))
         _not_negative(nbytes)
-        with Entered(self):
-            await self._wait_while_drained()
+
+        async def ask() -> BlockStatus:
             edge = self._check_byte_request(offset, nbytes)
             return await edge.co_block_status(offset, nbytes, want_zero=want_zero)
+
+        return await self._enter(ask)
 
     async def co_get_info(self) -> BlockInfo:
         """Cluster size and state of the root's driver. NoMedium while empty."""

@@ -112,7 +112,7 @@ class Root(Drain, Migration, RootStateKeeping, Notifiers):
         """The root's medium was put in or is gone; the system *tray-media* tells the device."""
 
     def can_set_context(self, edge: Edge, context: AioContext, seen: set[object]) -> None:
-        """A backend in use does not follow its nodes to another thread (``blk_root_can_set_aio_ctx``)."""
+        """A backend in use does not follow its nodes to another thread; see ``context_move.py`` for those that do."""
         raise BlockError("Cannot change iothread of active block backend", errno.EPERM)
 
     def set_context(self, edge: Edge, context: AioContext, seen: set[object]) -> None:
