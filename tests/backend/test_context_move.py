@@ -14,6 +14,7 @@ from blockio.backend import BlockBackend
 from blockio.errors import BlockError
 from blockio.testing.driver import MemoryDisk
 from blockio.types import Perm
+from tests.support.qemu import assert_clean, qemu_img
 
 
 async def test_moved_and_back(tmp_path: Path) -> None:
@@ -134,10 +135,12 @@ async def test_a_cancelled_move(blk: BlockBackend, disk: MemoryDisk) -> None:
 
 
 @pytest.mark.both_loops
-async def test_under_load(tmp_path: Path) -> None:
-    path = tmp_path / "disk.raw"
-    path.write_bytes(bytes(1 << 16))
-    options = {"driver": "raw", "file": {"driver": "file", "filename": str(path)}}
+@pytest.mark.peer("qemu-img")
+@pytest.mark.parametrize("format", ["raw", "qcow2"])
+async def test_under_load(tmp_path: Path, format: str) -> None:
+    path = tmp_path / "disk"
+    await asyncio.to_thread(qemu_img, "create", "-q", "-f", format, path, "16M")
+    options = {"driver": format, "file": {"driver": "file", "filename": str(path)}}
     here = AioContext.current()
     async with IOThread() as one, IOThread(loop_factory=asyncio.new_event_loop) as two:
         blk = await BlockBackend.new_open(options=options)
@@ -151,8 +154,9 @@ async def test_under_load(tmp_path: Path) -> None:
             while not stop:
                 turn += 1
                 data = bytes([turn % 256, number] * 256)
-                await blk.co_pwritev(number * 512, data)
-                await blk.co_preadv(number * 512, memory)
+                at = (turn % 40) * 262_144 + number * 512
+                await blk.co_pwritev(at, data)
+                await blk.co_preadv(at, memory)
                 assert memory == data
                 if turn % 7 == 0:
                     await blk.co_flush()
@@ -169,3 +173,5 @@ async def test_under_load(tmp_path: Path) -> None:
         await blk.drain()
         assert blk.in_flight == 0
         await blk.close()
+    if format == "qcow2":
+        await asyncio.to_thread(assert_clean, path)

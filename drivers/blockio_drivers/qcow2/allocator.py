@@ -78,6 +78,11 @@ class Allocator:
         self._lock = asyncio.Lock()
         self._writing = asyncio.Lock()
 
+    def change_loop(self) -> None:
+        """asyncio's locks stay with the loop that first waited for them: new ones for a new loop. Nobody holds one now."""
+        self._lock = asyncio.Lock()
+        self._writing = asyncio.Lock()
+
     # -- life
 
     async def open(self) -> None:

@@ -59,6 +59,7 @@ from blockio_drivers.qcow2.writeback import WriteBack
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from blockio.aio.context import AioContext
     from blockio.driver.child import Child
 
 __all__ = ["Qcow2Driver"]
@@ -168,7 +169,6 @@ class Qcow2Driver(FormatDriver):
             )
         self._overlap_all = options.overlap_check == "all"
         sizes = CacheSizes.of(options, image.geometry, image.length, self.host.trust)
-        discard = options.pass_discard_request
         image.guard = OverlapGuard(image, options.overlap_check)
         self._allocator = Allocator(image, sizes.refcount)
         self._write_back = WriteBack(image, self._allocator)
@@ -186,7 +186,7 @@ class Qcow2Driver(FormatDriver):
             self._mapping,
             self._writer,
             self._write_back,
-            pass_discard=self.host.flags.unmap if discard is None else discard,
+            pass_discard=options.pass_discard_request,
         )
         self._compressed = CompressedReader(image)
         self._resizer = Resizer(
@@ -333,6 +333,12 @@ class Qcow2Driver(FormatDriver):
         self._armed = self._armed and not state.flags.read_only
 
     # -- facts
+
+    def attach_context(self, context: AioContext) -> None:
+        """Locks for the new loop."""
+        self._arming = asyncio.Lock()
+        for part in (self._image, self._allocator, self._mapping, self._write_back):
+            part.change_loop()
 
     def limits(self) -> BlockLimits:
         """Zero writes and discards work on whole clusters."""

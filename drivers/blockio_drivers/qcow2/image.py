@@ -108,6 +108,10 @@ class Image:
         """How many clusters are retired or wait for their metadata to become stable."""
         self._complained = False
 
+    def change_loop(self) -> None:
+        """asyncio's locks stay with the loop that first waited for them: new ones for a new loop. Nobody holds one now."""
+        self._flushing = asyncio.Lock()
+
     @property
     def writable(self) -> bool:
         """Whether metadata may be written at all."""

@@ -90,6 +90,10 @@ class Mapping:
         self._dirty_l1: set[int] = set()
         self._tables = asyncio.Lock()
 
+    def change_loop(self) -> None:
+        """asyncio's locks stay with the loop that first waited for them: new ones for a new loop. Nobody holds one now."""
+        self._tables = asyncio.Lock()
+
     async def open(self) -> None:
         """Read the L1 table."""
         header = self._image.header

@@ -48,6 +48,10 @@ class WriteBack:
         self._dropped: deque[Freed] = deque()
         self._pressure = min(_PRESSURE, _PRESSURE_BYTES >> image.geometry.cluster_bits)
 
+    def change_loop(self) -> None:
+        """asyncio's locks stay with the loop that first waited for them: new ones for a new loop. Nobody holds one now."""
+        self._lock = asyncio.Lock()
+
     async def run(self) -> None:
         """Write back everything that is dirty now. Raises the first failure; what was not written stays dirty.
 
