@@ -147,7 +147,7 @@ async def test_every_fault_of_a_resize(prealloc: PreallocMode) -> None:
 
     async def scenario() -> None:
         nth, plan.nth = plan.nth, 0
-        child = await _image()
+        child = await _image(refcount_bits=64)  # 64 clusters a block: many come and go
         async with open_disk(child, through=FaultyChild(child, plan)) as disk:
             await disk.write(0, b"a" * SIZE)
             plan.arm(nth)
@@ -281,7 +281,7 @@ async def test_every_await_cancelled_once(options: dict[str, Any]) -> None:
 async def test_a_resize_cancelled_at_every_await() -> None:
     nth, total = 1, 2
     while nth <= total:
-        child = _Yielding((await _image()).data)
+        child = _Yielding((await _image(refcount_bits=64)).data)
         async with open_disk(child) as disk:
             await disk.write(0, b"a" * SIZE)
             cancel = CancelAt(nth)

@@ -63,7 +63,15 @@ async def test_discards_are_passed_down_when_asked() -> None:
             place = (await disk.driver.co_map(0, CLUSTER)).host_offset
             await disk.discard(0, 3 * CLUSTER)
             await disk.flush()
-        assert (("discard", place, 3 * CLUSTER) in child.log) is passed
+            assert (("discard", place, 3 * CLUSTER) in child.log) is passed
+            # As a reopen does it: without an option of its own the driver follows the node.
+            disk.host.flags = OpenFlags(unmap=not flags.unmap)
+            child.log.clear()
+            await disk.write(0, b"a" * CLUSTER)
+            place = (await disk.driver.co_map(0, CLUSTER)).host_offset
+            await disk.discard(0, CLUSTER)
+            await disk.flush()
+            assert (("discard", place, CLUSTER) in child.log) is (passed if options is not None else not passed)
 
 
 @pytest.mark.parametrize(

@@ -26,10 +26,13 @@ __all__ = ["Discarder"]
 
 
 class Discarder:
-    """Makes ranges read as zeroes, or lets go of them. *pass_discard*: freed clusters are discarded in the file."""
+    """Makes ranges read as zeroes, or lets go of them.
+
+    *pass_discard*: freed clusters are discarded in the file; None: where the node is opened so, now or by a reopen.
+    """
 
     def __init__(
-        self, image: Image, mapping: Mapping, writer: Writer, write_back: WriteBack, *, pass_discard: bool
+        self, image: Image, mapping: Mapping, writer: Writer, write_back: WriteBack, *, pass_discard: bool | None
     ) -> None:
         self._image = image
         self._mapping = mapping
@@ -143,7 +146,8 @@ class Discarder:
                 table[at] = new
                 if not new & L2_OFFSET_MASK:
                     freed.append(old)
-        self._writer.let_go(freed, discard=self._pass_discard)
+        asked = self._pass_discard
+        self._writer.let_go(freed, discard=self._image.host.flags.unmap if asked is None else asked)
         return changed
 
     def _allocated(self, entry: int) -> bool:
