@@ -23,6 +23,7 @@ from blockio.graph.drain import RequestScope
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from blockio.aio.context import AioContext
     from blockio.backend.accounting import Counters
     from blockio.backend.parking import Place
     from blockio.buffers import BufferLike
@@ -115,6 +116,11 @@ class AioRequest:
     def ret(self) -> int | None:
         """0 (an ioctl: its result), a negative errno (-ECANCELED: it was cancelled), or None while under way."""
         return self._ret
+
+    @property
+    def context(self) -> AioContext:
+        """Where its backend lives now (``blk_aiocb_get_aio_context``)."""
+        return self._blk.context
 
     def done(self) -> bool:
         """Whether it has completed and called back."""

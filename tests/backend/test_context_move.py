@@ -75,6 +75,7 @@ async def test_parked_requests_go_along_in_order(blk: BlockBackend, disk: Memory
                 ]
             else:
                 requests = [blk.aio_pwritev(at, bytes([at]), 0, called.append) for at in range(20)]
+                assert requests[0].context is AioContext.current()
                 parked = [asyncio.ensure_future(asyncio.wait_for(request, 10)) for request in requests]
             await asyncio.sleep(0)
             await blk.set_aio_context(thread.context)
@@ -86,6 +87,7 @@ async def test_parked_requests_go_along_in_order(blk: BlockBackend, disk: Memory
         await blk.co_pwritev(100, b"late")
         assert [offset for _, offset, _ in disk.log] == [at for at in range(20) if at != 7] + [100]
         if form == "aio":
+            assert requests[0].context is thread.context
             assert sorted(called) == [-errno.ECANCELED] + [0] * 19
         await blk.drain()
         assert blk.in_flight == 0

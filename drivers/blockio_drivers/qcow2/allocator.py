@@ -79,7 +79,7 @@ class Allocator:
         self._writing = asyncio.Lock()
 
     def change_loop(self) -> None:
-        """asyncio's locks stay with the loop that first waited for them: new ones for a new loop. Nobody holds one now."""
+        """A lock stays with the loop that first waited for it: new ones for a new loop. Nobody holds one now."""
         self._lock = asyncio.Lock()
         self._writing = asyncio.Lock()
 

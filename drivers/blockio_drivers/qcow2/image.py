@@ -109,7 +109,7 @@ class Image:
         self._complained = False
 
     def change_loop(self) -> None:
-        """asyncio's locks stay with the loop that first waited for them: new ones for a new loop. Nobody holds one now."""
+        """A lock stays with the loop that first waited for it: new ones for a new loop. Nobody holds one now."""
         self._flushing = asyncio.Lock()
 
     @property

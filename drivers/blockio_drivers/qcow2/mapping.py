@@ -91,7 +91,7 @@ class Mapping:
         self._tables = asyncio.Lock()
 
     def change_loop(self) -> None:
-        """asyncio's locks stay with the loop that first waited for them: new ones for a new loop. Nobody holds one now."""
+        """A lock stays with the loop that first waited for it: new ones for a new loop. Nobody holds one now."""
         self._tables = asyncio.Lock()
 
     async def open(self) -> None:

@@ -49,7 +49,7 @@ class WriteBack:
         self._pressure = min(_PRESSURE, _PRESSURE_BYTES >> image.geometry.cluster_bits)
 
     def change_loop(self) -> None:
-        """asyncio's locks stay with the loop that first waited for them: new ones for a new loop. Nobody holds one now."""
+        """A lock stays with the loop that first waited for it: new ones for a new loop. Nobody holds one now."""
         self._lock = asyncio.Lock()
 
     async def run(self) -> None:
