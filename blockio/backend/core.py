@@ -159,7 +159,7 @@ class BackendCore:
 
     def in_own_loop(self) -> bool:
         """Whether the caller runs in this backend's loop."""
-        return asyncio.events._get_running_loop() is self._loop
+        return asyncio.events._get_running_loop() is self._context.loop
 
     def _elsewhere(self) -> bool:
         """Whether the caller must hop. The fast lane asks for the thread only: the loop costs a system call.
@@ -167,10 +167,11 @@ class BackendCore:
         That is as good, because a thread runs one loop at a time; a loop that came back in another thread is noticed
         here, by the first request that takes the slow lane for it.
         """
-        if asyncio.events._get_running_loop() is not self._loop:
+        context = self._context  # read once: another thread may be moving us right now
+        if asyncio.events._get_running_loop() is not context.loop:
             return True
-        if not self._context.is_current:
-            self._context.thread_id = get_ident()
+        if not context.is_current:
+            context.thread_id = get_ident()
         return False
 
     def _must_be_home(self, what: str, instead: str) -> None:
