@@ -7,9 +7,10 @@ sectors. The names are QEMU's: what ``include/block/block-common.h`` calls ``BLK
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from enum import Enum, IntFlag, StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple, NewType
+
+import msgspec
 
 if TYPE_CHECKING:
     from blockio.driver.child import Child
@@ -167,8 +168,7 @@ class BlockStatus(NamedTuple):
     depth: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class BlockLimits:
+class BlockLimits(msgspec.Struct, frozen=True):
     """What a node can take in one request; all in bytes but ``max_iov``. 0 means *no limit*.
 
     ``request_alignment`` is a power of two, 1 for byte-addressed drivers. Requests that break it reach a
@@ -187,8 +187,7 @@ class BlockLimits:
     max_pdiscard: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True):
     """What an image may cost its reader; breaking one is a ``LimitExceeded``. Immune to what the image says."""
 
     max_chain_depth: int = 200
@@ -202,8 +201,7 @@ class Limits:
     max_bitmaps: int = 65535
 
 
-@dataclass(frozen=True, slots=True)
-class OpenFlags:
+class OpenFlags(msgspec.Struct, frozen=True):
     """How a node is opened. Children inherit them as ``graph.open`` says for each role."""
 
     read_only: bool = False
@@ -223,11 +221,10 @@ class OpenFlags:
 
     def with_(self, **changes: bool) -> OpenFlags:
         """The same flags with *changes* made."""
-        return replace(self, **changes)
+        return msgspec.structs.replace(self, **changes)
 
 
-@dataclass(frozen=True, slots=True)
-class BlockInfo:
+class BlockInfo(msgspec.Struct, frozen=True):
     """What ``bdrv_get_info`` tells of a node. ``cluster_size`` 0: the driver has none."""
 
     cluster_size: int = 0
@@ -237,16 +234,14 @@ class BlockInfo:
     needs_compressed_writes: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class BlockSizes:
+class BlockSizes(msgspec.Struct, frozen=True):
     """The units of a real block device in bytes: what it moves at once, and what it addresses."""
 
     physical: int
     logical: int
 
 
-@dataclass(frozen=True, slots=True)
-class Geometry:
+class Geometry(msgspec.Struct, frozen=True):
     """What a real disk says of its heads, sectors a track, and cylinders."""
 
     heads: int

@@ -119,7 +119,7 @@ async def convert(
             workers=workers,
             in_order=in_order,
             sparse=sparse,
-            granularity=await _granularity(blk),
+            cluster_size=(await blk.co_get_info()).cluster_size,
             zero_init=target_is_zero or (plan is not None and bool(sparse) and _reads_zero(blk, backing_file)),
             backing_length=None if backing_file is None else _backing_length(blk),
             copy_offload=copy_offload,
@@ -186,12 +186,6 @@ def _refuse_unsupported(
 
 def _flags(sparse: int) -> OpenFlags:
     return OpenFlags(unmap=bool(sparse))
-
-
-async def _granularity(blk: BlockBackend) -> int:
-    """Below which size leaving zeroes out saves nothing: the target's clusters, where a chunk holds some."""
-    size = (await blk.co_get_info()).cluster_size
-    return size if size <= 1 << 20 else 0
 
 
 def _reads_zero(blk: BlockBackend, backing_file: str | None) -> bool:

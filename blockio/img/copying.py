@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["CHUNK", "Copier", "Source"]
 
-CHUNK: Final = 2 << 20
-"""How much one worker moves at a time."""
+CHUNK: Final = 1 << 20
+"""How much one worker moves at a time, at least a cluster: few enough requests, and what was read is still in the
+processor's cache when it is looked through and written."""
 
 _LONGEST: Final = 1 << 30
 _QUEUE: Final = 4096
@@ -91,7 +92,7 @@ class Copier:
         workers: int = 8,
         in_order: bool = True,
         sparse: int = 4096,
-        granularity: int = 0,
+        cluster_size: int = 0,
         zero_init: bool = False,
         backing_length: int | None = None,
         copy_offload: bool = False,
@@ -105,7 +106,9 @@ class Copier:
         self._workers = workers
         self._in_order = in_order
         self._sparse = sparse
-        self._step = max(sparse, granularity)
+        self._chunk = max(CHUNK, cluster_size)
+        # Below the size of a cluster leaving zeroes out saves nothing, unless one is all that a worker holds.
+        self._step = max(sparse, cluster_size if cluster_size <= CHUNK else 0)
         self._zero_init = zero_init
         self._backing_length = backing_length
         self._offload = copy_offload
@@ -154,8 +157,9 @@ class Copier:
                     if not self._zero_init:
                         yield _Piece(kind, source, at, nbytes)
                 else:
-                    for start in _chunks(at, nbytes):
-                        yield _Piece(kind, source, start, min(CHUNK - start % CHUNK, at + nbytes - start))
+                    chunk = self._chunk
+                    for start in _chunks(at, nbytes, chunk):
+                        yield _Piece(kind, source, start, min(chunk - start % chunk, at + nbytes - start))
                 at += nbytes
 
     async def _ask(self, source: Source, at: int, nbytes: int) -> tuple[_Kind | None, int]:
@@ -186,7 +190,7 @@ class Copier:
     # -- the work
 
     async def _work(self) -> None:
-        buffer = aligned_buffer(CHUNK)
+        buffer = aligned_buffer(self._chunk)
         while True:
             piece = await self._queue.get()
             if piece is None:
@@ -297,10 +301,10 @@ class Copier:
             turn.set_result(None)
 
 
-def _chunks(offset: int, nbytes: int) -> range | list[int]:
-    """Where the pieces of a run begin: at its start, then at multiples of ``CHUNK``, so that they share no cluster."""
-    first = (offset // CHUNK + 1) * CHUNK
-    return [offset, *range(first, offset + nbytes, CHUNK)]
+def _chunks(offset: int, nbytes: int, chunk: int) -> list[int]:
+    """Where the pieces of a run begin: at its start, then at multiples of *chunk*, so that they share no cluster."""
+    first = (offset // chunk + 1) * chunk
+    return [offset, *range(first, offset + nbytes, chunk)]
 
 
 def _runs(view: memoryview, offset: int, step: int) -> list[tuple[int, int, bool]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Final
+
+import msgspec
 
 from blockio.errors import OutOfRange
 from blockio.types import INT_MAX, BlockLimits
@@ -43,7 +44,7 @@ def merged_limits(own: BlockLimits, children: Iterable[BlockLimits]) -> BlockLim
     """
     merged = own
     for child in children:
-        merged = replace(
+        merged = msgspec.structs.replace(
             merged,
             pdiscard_alignment=max(merged.pdiscard_alignment, child.pdiscard_alignment),
             opt_transfer=max(merged.opt_transfer, child.opt_transfer),
@@ -56,5 +57,7 @@ def merged_limits(own: BlockLimits, children: Iterable[BlockLimits]) -> BlockLim
     if align <= 0 or align & (align - 1):
         raise RuntimeError(f"a request alignment of {align} is not a power of two")
     if merged.max_transfer and (merged.max_transfer < align or merged.max_transfer % align):
-        merged = replace(merged, max_transfer=max(align, merged.max_transfer - merged.max_transfer % align))
+        merged = msgspec.structs.replace(
+            merged, max_transfer=max(align, merged.max_transfer - merged.max_transfer % align)
+        )
     return merged

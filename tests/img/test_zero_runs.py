@@ -41,7 +41,7 @@ def test_runs_are_what_looking_at_every_byte_finds(picture: str, shift: int, tai
 
 @given(offset=st.integers(0, 5 * CHUNK), nbytes=st.integers(1, 5 * CHUNK))
 def test_pieces_cover_a_run_and_share_no_chunk_of_the_disk(offset: int, nbytes: int) -> None:
-    starts = [*_chunks(offset, nbytes), offset + nbytes]
+    starts = [*_chunks(offset, nbytes, CHUNK), offset + nbytes]
     assert starts[0] == offset
     for begin, end in pairwise(starts):
         assert begin < end

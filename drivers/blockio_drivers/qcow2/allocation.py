@@ -173,8 +173,11 @@ class Writer:
         if not entry & COMPRESSED:
             self._mapping.validate(entry, offset)
         reused = not self._replaced(entry)  # an allocated zero cluster of our own
+        busy = self.locks.overlapping(start, (last - first) << self._bits)
+        if busy:  # not the first cluster: our caller made sure of that
+            last = first + ((busy[0].start - start) >> self._bits)
         at = first + 1
-        while at < last and not self.locks.conflicts(start + ((at - first) << self._bits), self._cluster):
+        while at < last:
             if reused:
                 if table[at] != entry + ((at - first) << self._bits):
                     break
