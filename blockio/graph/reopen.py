@@ -104,7 +104,7 @@ def _plan(node: BlockNode, flags: OpenFlags) -> list[tuple[BlockNode, OpenFlags]
         after = inherit(flags, edge.role, parent_is_format=is_format)
         changed = {
             name: getattr(after, name)
-            for name in before.__dataclass_fields__
+            for name in before.__struct_fields__
             if getattr(before, name) != getattr(after, name) and name not in child.explicit_flags
         }
         must_be_open(child)
