@@ -447,7 +447,6 @@ class FileDriver(ProtocolDriver):
 
         try:
             # type: the stubs know bytes and array; the call takes any writable buffer
-            # type: fcntl.ioctl is overloaded by its last argument, which *args cannot say
             result: object | bytes = await self._engine.run(fcntl.ioctl, self._file.fd, request, buf)  # type: ignore[arg-type]
         except OSError as error:
             raise BlockError(errno=error.errno) from error
