@@ -24,6 +24,7 @@ from blockio.types import RequestFlags, StatusFlags
 
 if TYPE_CHECKING:
     from blockio.backend import BlockBackend
+    from blockio.graph.node import BlockNode
     from blockio.img.limiting import RateLimit
     from blockio.img.progress import Meter
 
@@ -53,7 +54,7 @@ class Source:
         self.size = sectors_up(self.exact)
 
     @property
-    def backing(self) -> object:
+    def backing(self) -> BlockNode | None:
         """The node below the image itself, or None."""
         edge = self.node.backing
         return None if edge is None else edge.node
@@ -174,7 +175,7 @@ class Copier:
             return _Kind.ZERO, nbytes
         base = None if self._backing_length is None else source.backing
         try:
-            status = await block_status_above(source.node, base, at - source.start, nbytes)  # type: ignore[arg-type]  # backing is a node
+            status = await block_status_above(source.node, base, at - source.start, nbytes)
         except BlockError as error:
             if self._salvage:
                 return _Kind.COPY, min(nbytes, SECTOR)
