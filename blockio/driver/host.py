@@ -1,0 +1,100 @@
+"""What a driver is given: its own node, a way to its children, and a place for a new image."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from blockio.aio.context import AioContext
+    from blockio.driver.child import Child
+    from blockio.types import Limits, OpenFlags, Role
+
+__all__ = ["ChildOpener", "CreateTarget", "DriverHost"]
+
+
+class DriverHost(Protocol):
+    """The driver's own node, as far as the driver may know it."""
+
+    @property
+    def node_name(self) -> str:
+        """The node's name in the graph."""
+
+    @property
+    def filename(self) -> str:
+        """The name for messages."""
+
+    @property
+    def flags(self) -> OpenFlags:
+        """How the node is opened, kept up to date by reopen."""
+
+    @property
+    def context(self) -> AioContext:
+        """The loop and thread the node lives in."""
+
+    @property
+    def trust(self) -> Limits:
+        """What the image may cost."""
+
+    @property
+    def probed(self) -> bool:
+        """The format was guessed from the image's first bytes because nobody said it.
+
+        A guest that owns a raw disk owns those bytes too. So a write to the first 512 bytes of a *probed* raw node
+        must fail with EPERM where the new content would be taken for another format (``probe.guess_format`` says
+        which), and the node's request alignment must be 512 so that such a write is seen whole.
+        """
+
+    def fall_back_read_only(self, message: str) -> None:
+        """The driver found, while opening, that it cannot write.
+
+        With ``auto_read_only`` the node becomes read-only; without it ReadOnly (EACCES) with *message* is raised.
+        On a node that is read-only already nothing happens.
+        """
+
+    def length_changed(self) -> None:
+        """The driver's ``length`` is a new one: tell the parents."""
+
+    def media_changed(self, load: bool) -> None:
+        """A medium was put into the device (*load*), or is gone: tell the parents."""
+
+    def limits_changed(self) -> None:
+        """The driver's ``limits()`` answers differently now."""
+
+    def report(self, message: str) -> None:
+        """One line for the person at the tool (``ERROR cluster 5 refcount=0 reference=1``, ``Repairing …``)."""
+
+    def corrupted(self, message: str, *, offset: int = -1, size: int = -1, fatal: bool = True) -> None:
+        """Report a corruption once as an event; *fatal* shuts the node: later I/O is NoMedium."""
+
+
+class ChildOpener(Protocol):
+    """How a driver gets its children while it opens. Children belong to the node and are closed with it."""
+
+    async def child(self, name: str, role: Role, *, optional: bool = False) -> Child | None:
+        """The child that the caller's options name (``file``, ``file.filename`` …).
+
+        None where the options name none and *optional* is set, or where they say ``null``. OptionError where
+        it is missing and not optional.
+        """
+
+    async def required(self, name: str, role: Role) -> Child:
+        """As ``child``, for one that must be there."""
+
+    async def implicit(self, name: str, role: Role, *, target: str, format: str | None, kind: str) -> Child | None:
+        """The child that the *image* names; *kind* is a ``ReferenceKind`` value.
+
+        The caller's own options for *name* win without asking the gate; else the reference goes through it.
+        *target* is as the image holds it; it is resolved against the image's folder here.
+        """
+
+
+class CreateTarget(Protocol):
+    """What ``co_create`` writes onto: an empty file, and a way to open what was written through the graph."""
+
+    @property
+    def file(self) -> Child:
+        """The new, empty protocol node with WRITE and RESIZE."""
+
+    def open_image(self) -> AbstractAsyncContextManager[Child]:
+        """Open the image just written with its own driver; the child holds WRITE and RESIZE on it."""
