@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass
 from enum import StrEnum
+
+import msgspec
 
 from blockio.backend.events import ErrorAction
 
@@ -27,8 +28,7 @@ class OnError(StrEnum):
     """Left to the device, which must say what it means by it before errors happen."""
 
 
-@dataclass(slots=True)
-class ErrorPolicy:
+class ErrorPolicy(msgspec.Struct):
     """The two policies of a backend, and what they say."""
 
     on_read_error: OnError = OnError.REPORT

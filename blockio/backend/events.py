@@ -12,10 +12,11 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, TypeAlias
+
+import msgspec
 
 from blockio.backend.core import BackendCore
 from blockio.graph.events import ImageCorrupted, NodeEvent, watchers
@@ -62,8 +63,7 @@ class ErrorAction(StrEnum):
     """The machine stops; when it goes on the request is tried again."""
 
 
-@dataclass(frozen=True, slots=True)
-class BlockIoError:
+class BlockIoError(msgspec.Struct, frozen=True):
     """A request of the guest's failed (QMP's BLOCK_IO_ERROR)."""
 
     device: str
@@ -78,8 +78,7 @@ class BlockIoError:
     """``strerror`` of it."""
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceTrayMoved:
+class DeviceTrayMoved(msgspec.Struct, frozen=True):
     """A device's tray was opened or closed (QMP's DEVICE_TRAY_MOVED)."""
 
     device: str
@@ -88,16 +87,14 @@ class DeviceTrayMoved:
     tray_open: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ErrorReported:
+class ErrorReported(msgspec.Struct, frozen=True):
     """Something failed that no caller is there to hear of; one line for the operator."""
 
     device: str
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class EventsDropped:
+class EventsDropped(msgspec.Struct, frozen=True):
     """The reader of a stream was too slow: *count* events that came before the next one are lost."""
 
     count: int

@@ -11,8 +11,9 @@ import re
 import threading
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
 
 from blockio.backend.core import BackendCore
 from blockio.errors import OptionError
@@ -31,12 +32,11 @@ _named: Final[dict[str, BlockBackend]] = {}
 """The monitor's, in the order of naming."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class DriveInfo:
+class DriveInfo(msgspec.Struct, frozen=True, eq=False):
     """What an old style ``-drive`` option said of a backend, kept for who made it (``DriveInfo``)."""
 
     id: str = ""
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = msgspec.field(default_factory=dict)
 
 
 def id_wellformed(name: str) -> bool:

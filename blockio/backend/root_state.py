@@ -6,8 +6,9 @@ one was opened.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from blockio.backend.core import BackendCore
 from blockio.types import DetectZeroes, OpenFlags, Perm
@@ -18,11 +19,10 @@ if TYPE_CHECKING:
 __all__ = ["RootState", "RootStateKeeping"]
 
 
-@dataclass(slots=True)
-class RootState:
+class RootState(msgspec.Struct):
     """How the last root was opened (``BlockBackendRootState``)."""
 
-    open_flags: OpenFlags = field(default_factory=OpenFlags)
+    open_flags: OpenFlags = msgspec.field(default_factory=OpenFlags)
     read_only: bool = False
     """Apart from the flags: whoever changes a drive's medium may ask for another mode than the last one had."""
     detect_zeroes: DetectZeroes = DetectZeroes.OFF

@@ -9,9 +9,10 @@ does not say the format either, the probe does.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol, TypeAlias
+
+import msgspec
 
 __all__ = [
     "Allow",
@@ -36,8 +37,7 @@ class ReferenceKind(Enum):
     """Nobody says which format *target* has: may its bytes decide? Asked for what the caller names, too."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
+class Reference(msgspec.Struct, frozen=True):
     """One wish found in an image. Strings are the image's own and may be hostile."""
 
     kind: ReferenceKind
@@ -49,20 +49,17 @@ class Reference:
     """The format the image claims for it, if any."""
 
 
-@dataclass(frozen=True, slots=True)
-class Allow:
+class Allow(msgspec.Struct, frozen=True):
     """Open it as asked."""
 
 
-@dataclass(frozen=True, slots=True)
-class Deny:
+class Deny(msgspec.Struct, frozen=True):
     """Do not; the open fails with ``OpenDenied`` carrying *reason*."""
 
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Replace:
+class Replace(msgspec.Struct, frozen=True):
     """Open what *options* say (nested options as a caller would give them) instead."""
 
     options: Mapping[str, Any]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
+
+import msgspec
 
 if TYPE_CHECKING:
     from blockio.graph.node import BlockNode
@@ -12,8 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["ImageCorrupted", "Listener", "NodeEvent", "Reported", "watchers"]
 
 
-@dataclass(frozen=True, slots=True)
-class ImageCorrupted:
+class ImageCorrupted(msgspec.Struct, frozen=True):
     """A node found its image contradicting itself (QEMU's BLOCK_IMAGE_CORRUPTED)."""
 
     node_name: str
@@ -25,8 +25,7 @@ class ImageCorrupted:
     """The node was shut down to save what is left; its I/O fails with NoMedium."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reported:
+class Reported(msgspec.Struct, frozen=True):
     """One line for the person at the tool."""
 
     node_name: str

@@ -6,8 +6,9 @@ QEMU's bdrv_runtime_opts and bdrv_inherited_options: how a child is opened when 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from blockio.driver.options import parse_bool
 from blockio.errors import OptionError
@@ -16,8 +17,7 @@ from blockio.types import DetectZeroes, OpenFlags, Role
 __all__ = ["NodeOptions", "inherit", "may_probe", "take_node_options"]
 
 
-@dataclass(frozen=True, slots=True)
-class NodeOptions:
+class NodeOptions(msgspec.Struct, frozen=True):
     """What a node's options say that is not the driver's business; ``rest`` is what is."""
 
     flags: OpenFlags
@@ -26,7 +26,7 @@ class NodeOptions:
     explicit: frozenset[str] = frozenset()
     """The names of the flags that the options set; these do not follow the parent when it is reopened."""
     detect_zeroes: DetectZeroes = DetectZeroes.OFF
-    rest: dict[str, Any] = field(default_factory=dict)
+    rest: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 def inherit(flags: OpenFlags, role: Role, *, parent_is_format: bool) -> OpenFlags:

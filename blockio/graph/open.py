@@ -16,7 +16,6 @@ import os
 import stat
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -74,8 +73,7 @@ async def open_node(
     return await _open(where, given, filename, flags or OpenFlags(), protocol=False)
 
 
-@dataclass(frozen=True, slots=True)
-class _Where:
+class _Where(msgspec.Struct, frozen=True):
     """What is passed down from the node that asks: the caller's wishes and the way that led here."""
 
     gate: OpenGate
@@ -342,7 +340,7 @@ class _Opener:
             given = {}
         if not isinstance(given, (str, Mapping)):
             raise OptionError(f'A block device must be specified for "{name}"')
-        where = replace(self._where, storage=self._where.storage | self.identities)
+        where = msgspec.structs.replace(self._where, storage=self._where.storage | self.identities)
         try:
             if isinstance(given, str):
                 return await self._use(_by_reference(where, given), name, role, inherits=False)
@@ -379,7 +377,7 @@ class _Opener:
             filename: str | None = resolved
             if isinstance(decision, Replace):
                 options = nest({**flatten(decision.options), **flatten(options)})
-                where, filename = replace(where, implicit=False), None
+                where, filename = msgspec.structs.replace(where, implicit=False), None
             else:
                 _let_through(decision, reference)
                 if resolved.startswith("json:"):
@@ -438,7 +436,7 @@ class _Opener:
                 f"{reference.kind.value} '{reference.target}' is more than {where.trust.max_chain_depth} images away "
                 "from the one that was opened"
             )
-        return replace(
+        return msgspec.structs.replace(
             where,
             depth=where.depth + 1,
             implicit=True,

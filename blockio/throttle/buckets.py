@@ -14,9 +14,10 @@ So over time the rate is exact: what a bucket took in is what leaked out, plus i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from enum import IntEnum
 from typing import Final
+
+import msgspec
 
 from blockio.errors import OptionError
 
@@ -39,8 +40,7 @@ class Direction(IntEnum):
     WRITE = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Limit:
+class Limit(msgspec.Struct, frozen=True):
     """One bucket's limit, in bytes or operations a second; 0 is none. ``burst_length`` is in seconds."""
 
     avg: int = 0
@@ -51,8 +51,7 @@ class Limit:
 _NONE: Final = Limit()
 
 
-@dataclass(frozen=True, slots=True)
-class ThrottleConfig:
+class ThrottleConfig(msgspec.Struct, frozen=True):
     """QEMU's ThrottleConfig: the six limits, and ``op_size``: from how many bytes on a request is several operations.
 
     Every instance is consistent: values that contradict each other are an OptionError with QEMU's message, here.
@@ -117,14 +116,14 @@ class ThrottleConfig:
 
     def _numbers(self) -> list[tuple[str, object]]:
         parts = [
-            (f"{name}.{part.name}", getattr(limit, part.name))
+            (f"{name}.{part}", getattr(limit, part))
             for name, limit in zip(_LIMITS, self.limits(), strict=True)
-            for part in fields(limit)
+            for part in limit.__struct_fields__
         ]
         return [*parts, ("op_size", self.op_size)]
 
 
-_LIMITS: Final = tuple(part.name for part in fields(ThrottleConfig) if part.name != "op_size")
+_LIMITS: Final = tuple(name for name in ThrottleConfig.__struct_fields__ if name != "op_size")
 
 
 def _split(name: str) -> tuple[str, str]:

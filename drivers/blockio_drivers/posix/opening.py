@@ -10,8 +10,9 @@ import errno
 import os
 import stat
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from blockio.aio import syscalls
 from blockio.aio.syscalls import DioAlignment
@@ -34,8 +35,7 @@ READ_ONLY_ERRNOS: Final = frozenset((errno.EACCES, errno.EPERM, errno.EROFS))
 _TRIAL_ALIGNMENTS: Final = (512, 1024, 2048, 4096)
 
 
-@dataclass(frozen=True, slots=True)
-class OpenFile:
+class OpenFile(msgspec.Struct, frozen=True):
     """An open descriptor and the facts of it. ``dio`` is what O_DIRECT asks for where it is on, else None."""
 
     fd: int

@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
 from typing import Final, Generic, NamedTuple, TypeVar
+
+import msgspec
 
 __all__ = ["CacheStatistics", "DirtyPages", "MetadataCache", "Slice"]
 
@@ -55,8 +56,7 @@ class DirtyPages(NamedTuple):
     stop: int
 
 
-@dataclass(frozen=True, slots=True)
-class CacheStatistics:
+class CacheStatistics(msgspec.Struct, frozen=True):
     """A snapshot of one cache; sizes are numbers of slices of ``slice_bytes`` each."""
 
     capacity: int

@@ -11,9 +11,10 @@ from __future__ import annotations
 import errno
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from blockio.buffers import IoVector
 from blockio.errors import LimitExceeded, OptionError
@@ -38,8 +39,7 @@ _ZERO_STEP: Final = 1 << 30
 """How much of a device is zeroed by one request: below the longest one there is."""
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(msgspec.Struct, frozen=True):
     """Where everything of a new image goes, in clusters from the file's start. Counts may be 0."""
 
     geometry: Geometry

@@ -10,9 +10,10 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
+
+import msgspec
 
 from blockio.errors import CorruptImage, ImageError, LimitExceeded
 from blockio.types import HostOffset, Limits
@@ -61,8 +62,7 @@ class FeatureKind(IntEnum):
     AUTOCLEAR = 2
 
 
-@dataclass(frozen=True, slots=True)
-class FeatureName:
+class FeatureName(msgspec.Struct, frozen=True):
     """One entry of the feature name table. ``kind`` and ``bit`` may be values nobody knows."""
 
     kind: int
@@ -83,8 +83,7 @@ QEMU_FEATURE_NAMES: Final = (
 """The table QEMU writes into every version 3 image with clusters above 4 KiB."""
 
 
-@dataclass(frozen=True, slots=True)
-class BitmapsExtension:
+class BitmapsExtension(msgspec.Struct, frozen=True):
     """Where the directory of persistent bitmaps lies."""
 
     nb_bitmaps: int
@@ -92,16 +91,14 @@ class BitmapsExtension:
     directory_offset: HostOffset
 
 
-@dataclass(frozen=True, slots=True)
-class EncryptionExtension:
+class EncryptionExtension(msgspec.Struct, frozen=True):
     """Where the LUKS header lies: ``length`` bytes written, in whole clusters."""
 
     offset: HostOffset
     length: int
 
 
-@dataclass(frozen=True, slots=True)
-class UnknownExtension:
+class UnknownExtension(msgspec.Struct, frozen=True):
     """A header extension of somebody else's, kept as it is."""
 
     magic: int

@@ -10,10 +10,11 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from enum import IntEnum, IntFlag
 from itertools import pairwise
 from typing import Any, Final
+
+import msgspec
 
 from blockio.errors import BlockError, CorruptImage, LimitExceeded, NotThisFormat, UnsupportedFeature
 from blockio.types import HostOffset, Limits
@@ -144,8 +145,7 @@ def header_area(head: bytes) -> int:
     return 1 << cluster_bits
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Header:
+class Header(msgspec.Struct, frozen=True, kw_only=True):
     """Everything the first cluster says.
 
     The feature fields are plain integers, because they may hold bits that ``Incompatible``, ``Compatible`` and
@@ -244,7 +244,7 @@ class Header:
 
     def with_(self, **changes: Any) -> Header:
         """The same header with *changes* made."""
-        return replace(self, **changes)
+        return msgspec.structs.replace(self, **changes)
 
     # -- decoding
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import sys
 from array import array
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
 
 from blockio.types import HostOffset
 
@@ -64,8 +65,7 @@ class CompressedCluster(NamedTuple):
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Geometry:
+class Geometry(msgspec.Struct, frozen=True):
     """The numbers that follow from an image's header, computed once.
 
     All ``*_bits`` are exponents of two; masks are for the value itself. An L2 slice is what the caches read at
