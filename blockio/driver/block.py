@@ -125,6 +125,9 @@ class BlockDriver(ABC):
     A node that was given one cannot be opened again by its file name alone, so it is named by a ``json:`` name.
     """
 
+    stores_bitmaps: ClassVar[bool] = False
+    """Whether images hold dirty bitmaps: the driver loads those that its image has and stores persistent ones."""
+
     sg: bool = False
     """Whether this is a SCSI generic device: commands instead of reads and writes (QEMU's ``bs->sg``)."""
 
@@ -165,6 +168,12 @@ class BlockDriver(ABC):
 
     def reopen_abort(self, state: ReopenState) -> None:
         """Undo ``reopen_prepare``. Must not fail."""
+
+    async def reopen_done(self) -> None:
+        """A reopen that the driver had prepared is over, carried out or undone: what needs I/O may be done now.
+
+        Called drained, with the permissions of the outcome. An error is reported and changes nothing else.
+        """
 
     def detach_context(self) -> None:
         """The node is leaving its context (drained): let go of engines and timers."""
@@ -293,6 +302,15 @@ class BlockDriver(ABC):
     async def co_check(self, fix: CheckFix, progress: Callable[[int, int], None] | None = None) -> CheckResult:
         """Check the metadata; messages go through ``host``'s report. UnsupportedFeature where there is none."""
         raise UnsupportedFeature("This image format does not support checks")
+
+    async def co_can_store_new_dirty_bitmap(self, name: str, granularity: int) -> None:
+        """Raise what speaks against storing one more persistent bitmap like this in the image."""
+        what = self.host.node_name
+        raise UnsupportedFeature(f"Can't store persistent bitmaps to {what}: Operation not supported")
+
+    async def co_remove_persistent_dirty_bitmap(self, name: str) -> None:
+        """Take the bitmap of that name out of the image. Nothing to do where it holds none."""
+        raise UnsupportedFeature(f"Can't remove persistent bitmaps from {self.host.node_name}: Operation not supported")
 
     async def co_ioctl(self, request: int, buf: Buffer | int) -> int:
         """A device's own request."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from blockio.aio.context import AioContext
+    from blockio.bitmaps import DirtyBitmaps
     from blockio.driver.child import Child
     from blockio.types import Limits, OpenFlags, Role
 
@@ -44,6 +45,10 @@ class DriverHost(Protocol):
         must fail with EPERM where the new content would be taken for another format (``probe.guess_format`` says
         which), and the node's request alignment must be 512 so that such a write is seen whole.
         """
+
+    @property
+    def dirty_bitmaps(self) -> DirtyBitmaps:
+        """The bitmaps that the node's writes are recorded in. A driver that stores bitmaps loads them into it."""
 
     def fall_back_read_only(self, message: str) -> None:
         """The driver found, while opening, that it cannot write.

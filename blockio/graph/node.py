@@ -10,9 +10,11 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from blockio.aio.context import AioContext, finish
+from blockio.bitmaps import DirtyBitmaps
 from blockio.driver.base import BlockDriver, DriverKind
 from blockio.errors import BlockError, ReadOnly
 from blockio.graph import drain, names
+from blockio.graph.bitmaps import BitmapOwner
 from blockio.graph.events import ImageCorrupted, Listener, NodeEvent, Reported, watchers
 from blockio.graph.names import all_nodes, find_node
 from blockio.graph.perms import release_edge
@@ -36,7 +38,7 @@ class NodeState(Enum):
     CLOSED = "closed"
 
 
-class BlockNode:
+class BlockNode(BitmapOwner):
     """One node of the graph. It is the ``DriverHost`` of its driver and a ``ChildParent`` of the nodes below it.
 
     Made by ``graph.open.open_node``; lives while somebody holds a reference (``ref``, ``unref``; every edge holds
@@ -97,6 +99,7 @@ class BlockNode:
         self._closing_driver: BlockDriver | None = None
         self._opened = False
         self.path: RequestPath = path_factory(self)
+        self.dirty_bitmaps = DirtyBitmaps(self.path.refresh_lanes)
         self.counted: EdgePath | None = None
         """What edges bind in place of ``path``: the same, counted by somebody who wants to know."""
         self.op_blockers: dict[OpType, list[object]] = {}
@@ -227,7 +230,8 @@ class BlockNode:
         self.flags = self.flags.with_(read_only=True)
 
     def length_changed(self) -> None:
-        """The driver's length is a new one: tell the parents."""
+        """The driver's length is a new one: tell the parents. The bitmaps follow."""
+        self.dirty_bitmaps.truncate(self.length)
         for edge in list(self.parents):
             edge.parent.resized(edge)
 

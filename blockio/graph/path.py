@@ -8,6 +8,7 @@ implementation), ``ChildParent`` is whoever holds a node: another node, a backen
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -56,11 +57,14 @@ class RequestPath(EdgePath, Protocol):
     async def co_copy_range_from(self, source: BlockDriver, source_offset: int, offset: int, nbytes: int) -> None:
         """The other end of ``co_copy_range_to``: *source* is the protocol driver that holds the bytes."""
 
+    def request(self, start: int, end: int) -> AbstractAsyncContextManager[None]:
+        """``async with path.request(start, end):`` something that a drain waits for."""
+
     def refresh_limits(self) -> None:
         """The driver's or a child's limits, or the set of children, changed."""
 
     def refresh_lanes(self) -> None:
-        """Something that decides over the fast lane changed (driver gone, read-only, copy-on-read, children)."""
+        """Something that decides over the fast lane changed: no driver, read-only, copy-on-read, children, bitmaps."""
 
 
 PathFactory = Callable[["BlockNode"], RequestPath]

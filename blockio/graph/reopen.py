@@ -12,8 +12,8 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 from blockio.aio.context import finish
-from blockio.driver.base import DriverKind, ReopenState
-from blockio.errors import OptionError, ReadOnly
+from blockio.driver.base import BlockDriver, DriverKind, ReopenState
+from blockio.errors import OptionError, ReadOnly, message_of
 from blockio.graph import drain
 from blockio.graph.flags import inherit
 from blockio.graph.node import must_be_open
@@ -31,7 +31,8 @@ async def reopen(node: BlockNode, **changes: bool) -> None:
 
     Drained meanwhile; a node that becomes read-only is flushed first. Raises what stands in the way (ReadOnly where
     somebody needs to write, what the driver says, ImageLocked), and then, as after a cancellation, nothing has
-    changed. A backing file stays read-only.
+    changed; a cancellation that comes when all is certain and drivers finish their part goes on after that. A backing
+    file stays read-only.
     """
     must_be_open(node)
     plan = _plan(node, node.flags.with_(**changes))
@@ -56,10 +57,29 @@ async def reopen(node: BlockNode, **changes: bool) -> None:
             for here, state in reversed(prepared):
                 if here.driver is not None:
                     here.driver.reopen_abort(state)
+            await _finished(prepared)
             raise
         for here, _ in plan:
             here.limits_changed()
             here.path.refresh_lanes()
+        await _finished(prepared)
+
+
+async def _finished(prepared: list[tuple[BlockNode, ReopenState]]) -> None:
+    """The outcome is certain: let the drivers do what needs I/O, those below first, and to the end if cancelled."""
+
+    waiting = [node for node, _ in reversed(prepared) if node.driver_class.reopen_done is not BlockDriver.reopen_done]
+
+    async def tell() -> None:
+        for node in waiting:
+            if node.driver is not None:
+                try:
+                    await node.driver.reopen_done()
+                except OSError as error:
+                    node.report(message_of(error))
+
+    if waiting:
+        await finish(asyncio.ensure_future(tell()))
 
 
 async def _prepare(node: BlockNode, state: ReopenState, prepared: list[tuple[BlockNode, ReopenState]]) -> None:

@@ -68,4 +68,4 @@ async def _keep(io: NodeIO, offset: int, kept: IoVector) -> None:
             await data.write_through(io, offset, kept, _UNCHANGED)
         ok = True
     finally:
-        io.written(offset, kept.nbytes, ok=ok)
+        io.written(offset, kept.nbytes, ok=ok, unchanged=True)

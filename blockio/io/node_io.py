@@ -85,6 +85,7 @@ class NodeIO:
         "_sized",
         "_try_read",
         "_try_write",
+        "_unmarked_write",
         "cluster_size",
         "flushed_gen",
         "flushes",
@@ -94,6 +95,7 @@ class NodeIO:
         "maps_reads",
         "maps_status",
         "maps_writes",
+        "marks",
         "native_fua",
         "node",
         "starts_stack",
@@ -120,6 +122,8 @@ class NodeIO:
         self.maps_writes: FormatDriver | None = None
         self.maps_status: FormatDriver | None = None
         self.native_fua = False
+        self.marks = False
+        """There are dirty bitmaps to record writes in."""
         self.height = 0
         """The longest way down from here, in edges."""
         self.starts_stack = False
@@ -130,6 +134,7 @@ class NodeIO:
         self._lane_write: TryTransfer = _never
         self._try_read: TryTransfer = _never
         self._try_write: TryTransfer = _never
+        self._unmarked_write: TryTransfer = _never
 
     # -- what the parts of the path ask
 
@@ -144,8 +149,11 @@ class NodeIO:
         """``async with io.request(start, end):`` one counted and tracked request, entered behind those in its way."""
         return _Request(self, start, end, serialising, no_wait)
 
-    def written(self, offset: int, nbytes: int, *, ok: bool) -> None:
-        """A write of *nbytes* at *offset* ended. With *ok* it may have made the node longer: the parents hear of it."""
+    def written(self, offset: int, nbytes: int, *, ok: bool, unchanged: bool = False) -> None:
+        """A write of *nbytes* at *offset* ended. With *ok* it may have made the node longer: the parents hear of it.
+
+        It is recorded in the dirty bitmaps unless it left the disk reading as before (*unchanged*).
+        """
         self.write_gen += 1
         end = offset + nbytes
         if ok and nbytes:
@@ -154,6 +162,8 @@ class NodeIO:
             if driver is not None and end > driver.length:
                 driver.length = end
                 self.node.length_changed()
+        if self.marks and not unchanged:
+            self.node.dirty_bitmaps.mark(offset, nbytes)
 
     async def measured_again(self, end: int) -> None:
         """A write up to *end* failed or was cancelled: what the storage took of it may still have made it longer.
@@ -163,8 +173,10 @@ class NodeIO:
         driver = self.node.driver
         if driver is not None and end > driver.length:
             before = driver.length
-            if await driver.co_getlength() != before:
+            after = await driver.co_getlength()
+            if after != before:
                 self.node.length_changed()
+                self.node.dirty_bitmaps.mark(before, max(after - before, 0))
 
     # -- entering and leaving
 
@@ -425,6 +437,16 @@ class NodeIO:
             return True
         return False
 
+    def _try_write_marking(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool:
+        """The fast write of a node with dirty bitmaps: recorded as in the slow lane, well or not."""
+        wrote = True
+        try:
+            wrote = self._unmarked_write(offset, bufs, nbytes)
+        finally:
+            if wrote:
+                self.node.dirty_bitmaps.mark(offset, nbytes)
+        return wrote
+
     def _try_whole_blocks(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool:
         """The fast read of a node with blocks: whole ones only."""
         if (offset | nbytes) & self._mask:
@@ -462,6 +484,7 @@ class NodeIO:
         """
         node = self.node
         driver = node.driver
+        self.marks = bool(node.dirty_bitmaps)
         self._lane_read = self._lane_write = _never
         self._sized = _Nothing()
         self.maps_reads = self.maps_writes = self.maps_status = None
@@ -480,6 +503,8 @@ class NodeIO:
                 writable = not node.flags.read_only and node.detect_zeroes is DetectZeroes.OFF
                 if writable and kind.try_pwritev is not BlockDriver.try_pwritev:
                     self._lane_write = self._try_write_whole_blocks if self._mask else driver.try_pwritev
+                    if self.marks:
+                        self._unmarked_write, self._lane_write = self._lane_write, self._try_write_marking
         if not self.tracked.serialising:
             self._try_read = self._lane_read
             self._try_write = self._lane_write

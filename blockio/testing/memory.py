@@ -10,6 +10,7 @@ import errno
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from blockio.bitmaps import DirtyBitmaps
 from blockio.buffers import IoVector
 from blockio.errors import BlockError, OptionError, ReadOnly
 from blockio.types import (
@@ -156,6 +157,7 @@ class MemoryHost:
         self.probed = False
         self.flags = flags or OpenFlags()
         self.trust = trust or Limits()
+        self.dirty_bitmaps = DirtyBitmaps()
         self.events: list[tuple[object, ...]] = []
 
     @property

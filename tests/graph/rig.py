@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
@@ -72,6 +72,11 @@ class Path:
             self.in_flight -= 1
             if not self.in_flight:
                 self.node.kick()
+
+    @asynccontextmanager
+    async def request(self, start: int, end: int) -> AsyncIterator[None]:
+        with self._entered("request"):
+            yield
 
     async def co_preadv(self, offset: int, iov: IoVector, flags: RequestFlags | int = 0) -> None:
         with self._entered("read") as driver:
