@@ -4,10 +4,11 @@
 BIN := .venv/bin
 SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d " ")
 TESTS ?= tests
+JOBS ?= $(shell nproc)
 
 help:
 	@echo 'make demo     what blockio does, on real images, in some seconds'
-	@echo 'make test     all tests [TESTS=tests/io]; fetches the peers of the interop tests where it may'
+	@echo 'make test     all tests [TESTS=tests/io] [JOBS=n]; fetches the peers of the interop tests where it may'
 	@echo 'make explore  the property tests, long and at random [SEED=n] [TESTS=…]'
 	@echo 'make bench    side by side with what else there is [ARGS=--quick]'
 	@echo 'make lint     ruff, mypy, import contracts'
@@ -26,10 +27,10 @@ demo: .venv/.stamp
 	@$(BIN)/python examples/demo.py
 
 test: .venv/.stamp peers
-	$(BIN)/pytest $(TESTS)
+	$(BIN)/pytest -n $(JOBS) --dist worksteal $(TESTS)
 
 explore: .venv/.stamp peers
-	HYPOTHESIS_PROFILE=explore $(BIN)/pytest $(TESTS) --hypothesis-seed=$(SEED)
+	HYPOTHESIS_PROFILE=explore $(BIN)/pytest -n $(JOBS) --dist worksteal $(TESTS) --hypothesis-seed=$(SEED)
 
 bench: .venv/.stamp peers
 	@$(BIN)/python -m benchmarks $(ARGS)
