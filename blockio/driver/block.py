@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -52,8 +51,7 @@ class DriverKind(Enum):
     FILTER = "filter"
 
 
-@dataclass(frozen=True, slots=True)
-class Capabilities:
+class Capabilities(msgspec.Struct, frozen=True):
     """What the driver does by itself. EMULATED asks the framework to do it; NONE refuses with ENOTSUP."""
 
     write_zeroes: Capability = Capability.EMULATED
@@ -72,13 +70,12 @@ class NoOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The options of a driver that has none of its own."""
 
 
-@dataclass(slots=True)
-class ReopenState:
+class ReopenState(msgspec.Struct):
     """A prepared reopen: what the node will be, and what the driver noted for commit or abort."""
 
     flags: OpenFlags
     options: Any
-    notes: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 class CheckFix(Enum):
@@ -89,8 +86,7 @@ class CheckFix(Enum):
     ALL = "all"
 
 
-@dataclass(slots=True)
-class CheckResult:
+class CheckResult(msgspec.Struct):
     """QEMU's BdrvCheckResult: counts before (``corruptions``, ``leaks``) and what was mended."""
 
     check_errors: int = 0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from blockio.errors import BlockError, OutOfRange, ReadOnly, UnsupportedFeature
 from blockio.testing.cancel import cancel_at_every_await

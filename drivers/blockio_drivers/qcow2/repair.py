@@ -11,8 +11,9 @@ from __future__ import annotations
 import errno
 import struct
 from array import array
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
+
+from msgspec.structs import replace
 
 from blockio.buffers import IoVector, is_zero
 from blockio.driver.base import CheckFix, CheckResult
