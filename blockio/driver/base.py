@@ -26,7 +26,7 @@ from blockio.driver.block import (
 )
 from blockio.driver.filter import FilterDriver
 from blockio.driver.format import Allocation, FormatDriver
-from blockio.driver.host import ChildOpener, CreateTarget, DriverHost
+from blockio.driver.host import ChildOpener, CreateTarget, DriverHost, FrozenChain
 from blockio.driver.protocol import ProtocolDriver
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "DriverKind",
     "FilterDriver",
     "FormatDriver",
+    "FrozenChain",
     "NoOptions",
     "ProtocolDriver",
     "ReopenState",

@@ -62,6 +62,8 @@ class Capabilities(msgspec.Struct, frozen=True):
     copy_range: Capability = Capability.NONE
     backing: bool = False
     """Whether images of this format can have a COW child."""
+    read_flags: RequestFlags = RequestFlags.NONE
+    """The flags ``co_preadv`` understands (PREFETCH: store what is read elsewhere; the vector may have no memory)."""
     zero_flags: RequestFlags = RequestFlags.NONE
     """The flags ``co_pwrite_zeroes`` understands (MAY_UNMAP, NO_FALLBACK, FUA); others are dropped or emulated."""
 

@@ -52,6 +52,14 @@ class Child(Protocol):
     def read_only(self) -> bool:
         """Whether the child node was opened (or fell back to being) read-only."""
 
+    @property
+    def driver_name(self) -> str:
+        """The child's driver, for messages: ``qcow2``."""
+
+    @property
+    def can_compress(self) -> bool:
+        """Whether the child takes writes with WRITE_COMPRESSED."""
+
     def has_zero_init(self) -> bool:
         """Whether the child, if it is new, reads as zeroes without anybody writing them (a file does, a device not)."""
 

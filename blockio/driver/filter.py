@@ -35,8 +35,15 @@ class FilterDriver(BlockDriver):
             resize=Capability.NATIVE,
             write_compressed=own.write_compressed,
             copy_range=Capability.NONE,
+            read_flags=own.read_flags,
             zero_flags=RequestFlags.MAY_UNMAP | RequestFlags.NO_FALLBACK | RequestFlags.FUA,
         )
+
+    def follow_length(self) -> bool:
+        """The child has another length: take it over. Whether the filter's own length changed with it."""
+        changed = self.length != self.file.length
+        self.length = self.file.length
+        return changed
 
     def has_zero_init(self) -> bool:
         return self.file.has_zero_init()

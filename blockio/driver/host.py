@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from blockio.driver.child import Child
     from blockio.types import Limits, OpenFlags, Role
 
-__all__ = ["ChildOpener", "CreateTarget", "DriverHost"]
+__all__ = ["ChildOpener", "CreateTarget", "DriverHost", "FrozenChain"]
 
 
 class DriverHost(Protocol):
@@ -66,6 +66,9 @@ class DriverHost(Protocol):
     def limits_changed(self) -> None:
         """The driver's ``limits()`` answers differently now."""
 
+    def permissions_changed(self) -> None:
+        """``child_perm`` answers differently now, and asks for less: recompute. Cannot fail."""
+
     def report(self, message: str) -> None:
         """One line for the person at the tool (``ERROR cluster 5 refcount=0 reference=1``, ``Repairing …``)."""
 
@@ -92,6 +95,25 @@ class ChildOpener(Protocol):
         The caller's own options for *name* win without asking the gate; else the reference goes through it.
         *target* is as the image holds it; it is resolved against the image's folder here.
         """
+
+    def frozen_chain(self, bottom: str) -> FrozenChain:
+        """Freeze the images below this node down to the node called *bottom*. The child they begin at is open.
+
+        OptionError (EINVAL) where *bottom* is not among them; BlockError (EPERM) where a part is frozen already.
+        """
+
+
+class FrozenChain(Protocol):
+    """The images from a node down to one below it, all of whose links stay what they are until ``release``."""
+
+    async def co_is_allocated(self, offset: int, nbytes: int) -> tuple[int, int]:
+        """Which layer has the first bytes from *offset*: 1 the upper end, 0 none of them; and for how many bytes.
+
+        The lower end is one of the layers. At or past the end of the disk: 0 bytes.
+        """
+
+    def release(self) -> None:
+        """The links may change again."""
 
 
 class CreateTarget(Protocol):

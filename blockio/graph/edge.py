@@ -7,7 +7,7 @@ from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from blockio.errors import BlockError, NoMedium, UnsupportedFeature
-from blockio.types import Perm, Role
+from blockio.types import Capability, Perm, Role
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -46,6 +46,7 @@ class Edge:
         "co_pwrite_zeroes",
         "co_pwritev",
         "co_truncate",
+        "frozen",
         "inherits",
         "name",
         "named_by_image",
@@ -84,6 +85,8 @@ class Edge:
         self.shared = shared
         self.attached = False
         self.quiesced_parent = False
+        self.frozen = False
+        """The edge must keep leading where it leads; see ``graph.frozen``."""
         self.inherits = False
         """The child was opened for this parent and follows it when it is reopened."""
         self.named_by_image = False
@@ -124,6 +127,17 @@ class Edge:
     def read_only(self) -> bool:
         """Whether the child node is read-only."""
         return self.node.flags.read_only
+
+    @property
+    def driver_name(self) -> str:
+        """The child node's driver."""
+        return self.node.driver_class.name
+
+    @property
+    def can_compress(self) -> bool:
+        """Whether the child node's driver takes compressed writes."""
+        driver = self.node.driver
+        return driver is not None and driver.capabilities.write_compressed is not Capability.NONE
 
     def has_zero_init(self) -> bool:
         """Whether the child node, if it is new, reads as zeroes."""

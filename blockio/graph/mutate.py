@@ -14,6 +14,7 @@ from blockio.driver.base import FormatDriver
 from blockio.errors import BlockError, OptionError, UnsupportedFeature
 from blockio.graph import drain
 from blockio.graph.edge import Edge
+from blockio.graph.frozen import refuse_frozen
 from blockio.graph.node import BlockNode
 from blockio.graph.perms import Transaction, cumulative, refresh, release_edge
 from blockio.types import Perm, Role
@@ -110,6 +111,7 @@ async def set_backing(node: BlockNode, backing: BlockNode | None) -> None:
             await _replace([edge], backing)
             edge.named_by_image = edge.inherits = False
         elif edge is not None:
+            refuse_frozen(edge)
             driver.backing = None
             await detach_child(edge)
         elif backing is not None:
@@ -161,6 +163,8 @@ async def _replace(edges: list[Edge], node: BlockNode, *, dropping: Edge | None 
     if node.refcnt == 0:
         raise RuntimeError(f"node '{node.node_name}' is closed")
     _refuse_stranger(old, node)
+    for edge in (*edges, *(() if dropping is None else (dropping,))):
+        refuse_frozen(edge)
     for edge in edges:
         if edge.parent_node is not None:
             _refuse_cycle(edge.parent_node, node, edge.name)

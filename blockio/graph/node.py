@@ -6,18 +6,19 @@ import asyncio
 import errno
 import warnings
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from blockio.aio.context import AioContext, finish
 from blockio.bitmaps import DirtyBitmaps
-from blockio.driver.base import BlockDriver, DriverKind
+from blockio.driver.base import BlockDriver, DriverKind, FilterDriver
 from blockio.errors import BlockError, ReadOnly
 from blockio.graph import drain, names
 from blockio.graph.bitmaps import BitmapOwner
 from blockio.graph.events import ImageCorrupted, Listener, NodeEvent, Reported, watchers
 from blockio.graph.names import all_nodes, find_node
-from blockio.graph.perms import release_edge
+from blockio.graph.perms import Transaction, refresh, release_edge
 from blockio.types import DetectZeroes, Limits, OpenFlags, Role
 
 if TYPE_CHECKING:
@@ -145,6 +146,11 @@ class BlockNode(BitmapOwner):
         """The COW child."""
         return next((edge for edge in self.children.values() if edge.role & Role.COW), None)
 
+    @property
+    def layer_below(self) -> Edge | None:
+        """What shows where this node holds nothing itself: a filter's child, a format's backing file."""
+        return self.primary if self.driver_class.kind is DriverKind.FILTER else self.backing
+
     def is_below(self, other: BlockNode) -> bool:
         """Whether this node is *other* or one of its descendants."""
         seen: set[BlockNode] = set()
@@ -248,6 +254,11 @@ class BlockNode(BitmapOwner):
             if node.state is NodeState.OPEN:
                 node.path.refresh_limits()
                 queue += [edge.parent_node for edge in node.parents if edge.parent_node is not None]
+
+    def permissions_changed(self) -> None:
+        """The driver needs less of its children. What they cannot give back now they give back when they close."""
+        with suppress(OSError), Transaction() as tran:
+            refresh(tran, [self])
 
     def report(self, message: str) -> None:
         """One line for the person at the tool, as an event."""
@@ -374,8 +385,7 @@ class BlockNode(BitmapOwner):
     def resized(self, edge: Edge) -> None:
         """A filter is as long as what it filters; other drivers keep their own length."""
         driver = self.driver
-        if driver is not None and self._opened and driver.kind is DriverKind.FILTER and driver.length != edge.length:
-            driver.length = edge.length
+        if self._opened and isinstance(driver, FilterDriver) and edge.role & Role.FILTERED and driver.follow_length():
             self.length_changed()
 
     def change_media(self, edge: Edge, load: bool) -> None:

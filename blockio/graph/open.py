@@ -28,6 +28,7 @@ from blockio.driver.registry import find_driver, find_protocol
 from blockio.errors import BlockError, LimitExceeded, OpenDenied, OptionError
 from blockio.graph.describe import filename_of, folder_of
 from blockio.graph.flags import NodeOptions, inherit, may_probe, take_node_options
+from blockio.graph.frozen import FrozenLinks
 from blockio.graph.mutate import attach_child, child_perms
 from blockio.graph.node import BlockNode, find_node
 from blockio.graph.perms import Transaction, refresh
@@ -391,6 +392,17 @@ class _Opener:
             return child
         except BlockError as error:
             raise self._worded(error, role) from error
+
+    def frozen_chain(self, bottom: str) -> FrozenLinks:
+        """See ``ChildOpener``."""
+        node = None if self._where.implicit else find_node(bottom)  # an image names no node of this process
+        if node is None:
+            raise OptionError(f"Bottom node '{bottom}' not found")
+        if node.driver is None:
+            raise OptionError(f"Bottom node '{bottom}' not opened")
+        if node.driver_class.kind is DriverKind.FILTER:
+            raise OptionError(f"Bottom node '{bottom}' is a filter")
+        return FrozenLinks(self._node, node)
 
     # -- how
 

@@ -60,6 +60,12 @@ class RequestPath(EdgePath, Protocol):
     def request(self, start: int, end: int) -> AbstractAsyncContextManager[None]:
         """``async with path.request(start, end):`` something that a drain waits for."""
 
+    async def co_is_allocated_above(self, base: BlockNode | None, offset: int, nbytes: int) -> tuple[int, int]:
+        """The depth (1 for this node) of the layer above *base* that has the first bytes, 0 for none; how many bytes.
+
+        None asks all layers. A layer that ends early has what it leaves to those above as zeroes.
+        """
+
     def refresh_limits(self) -> None:
         """The driver's or a child's limits, or the set of children, changed."""
 

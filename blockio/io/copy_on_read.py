@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from blockio.buffers import IoVector
-from blockio.io import data, status, zero
+from blockio.io import data, status, wall, zero
 from blockio.io.limits import MAX_BOUNCE
 from blockio.io.memory import block_memory
 from blockio.types import Capability, RequestFlags
@@ -17,9 +17,10 @@ from blockio.types import Capability, RequestFlags
 if TYPE_CHECKING:
     from blockio.io.node_io import NodeIO
 
-__all__ = ["read_and_keep"]
+__all__ = ["hand_down_prefetch", "read_and_keep"]
 
 _UNCHANGED: Final = int(RequestFlags.WRITE_UNCHANGED)
+_PREFETCH: Final = int(RequestFlags.PREFETCH)
 
 
 async def read_and_keep(io: NodeIO, start: int, end: int, offset: int, iov: IoVector, *, prefetch: bool) -> None:
@@ -69,3 +70,18 @@ async def _keep(io: NodeIO, offset: int, kept: IoVector) -> None:
         ok = True
     finally:
         io.written(offset, kept.nbytes, ok=ok, unchanged=True)
+
+
+async def hand_down_prefetch(io: NodeIO, offset: int, nbytes: int) -> None:
+    """A prefetch that this node keeps nothing of is its driver's, where that knows what to do with one."""
+    driver = io.driver()
+    if not driver.capabilities.read_flags & _PREFETCH:
+        return
+    align = io.limits.request_alignment
+    end = (min(offset + nbytes, driver.length) + align - 1) & -align
+    offset &= -align
+    if offset < end:
+        async with io.request(offset, end):
+            driver = io.driver()
+            prefetching = driver.co_preadv(offset, IoVector([], end - offset), _PREFETCH)
+            await wall.called(driver, "co_preadv", prefetching)

@@ -17,7 +17,7 @@ from blockio.errors import NoMedium, ReadOnly, UnsupportedFeature
 from blockio.graph.drain import RequestScope, current_requests
 from blockio.io import copy, data, discard, flush, status, truncate, zero
 from blockio.io.align import Padding
-from blockio.io.copy_on_read import read_and_keep
+from blockio.io.copy_on_read import hand_down_prefetch, read_and_keep
 from blockio.io.limits import check_range, check_transfer, merged_limits
 from blockio.io.tracked import TrackedRequests
 from blockio.types import (
@@ -226,6 +226,7 @@ class NodeIO:
             flags = int(flags)
             keep = bool(flags & _COPY_ON_READ or node.copy_on_read) and not (node.flags.inactive or node.read_only)
             if flags & _PREFETCH and not keep:
+                await hand_down_prefetch(self, offset, nbytes)
                 return
         if (offset | nbytes) & self._mask:
             padding = Padding(offset, nbytes, self._mask + 1)
@@ -404,6 +405,13 @@ class NodeIO:
         self.driver()
         async with self.request(0, 0):
             return await status.block_status(self, offset, nbytes, want_zero=want_zero)
+
+    async def co_is_allocated_above(self, base: BlockNode | None, offset: int, nbytes: int) -> tuple[int, int]:
+        """Which layer above *base* has the first bytes from *offset*; see ``blockio.io.status``."""
+        check_range(offset, nbytes)
+        self.driver()
+        async with self.request(0, 0):
+            return await status.is_allocated_above(self.node, base, offset, nbytes)
 
     async def co_copy_range_to(self, offset: int, target: Edge, target_offset: int, nbytes: int) -> None:
         """Copy to *target* inside the storage; UnsupportedFeature where it must be read and written instead."""

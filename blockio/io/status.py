@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from blockio.driver.base import DriverKind, FilterDriver, FormatDriver
+from blockio.driver.base import FilterDriver, FormatDriver
 from blockio.io import mapped
 from blockio.types import BlockStatus, ExtentKind, StatusFlags
 
@@ -146,8 +146,9 @@ async def block_status_above(
         return status._replace(depth=depth)
     nbytes = status.length
     top_end = offset + nbytes if status.flags & _EOF else -1
-    below = _layer_below(node)
-    while below is not None and below is not base:
+    edge = node.layer_below
+    while edge is not None and edge.node is not base:
+        below = edge.node
         status = await below.path.co_block_status(offset, nbytes, want_zero=want_zero)
         depth += 1
         if not status.length:
@@ -156,18 +157,12 @@ async def block_status_above(
         nbytes = status.length
         if status.flags & _ALLOCATED:
             break
-        below = _layer_below(below)
+        edge = below.layer_below
     # EOF of a lower layer says nothing about the top one, which may be longer.
     flags = int(status.flags) & ~_EOF
     if offset + status.length == top_end:
         flags |= _EOF
     return status._replace(flags=StatusFlags(flags), depth=depth)
-
-
-def _layer_below(node: BlockNode) -> BlockNode | None:
-    """The node that shows through where *node* has nothing: a filter's child, a format's backing file."""
-    edge = node.primary if node.driver_class.kind is DriverKind.FILTER else node.backing
-    return None if edge is None else edge.node
 
 
 async def is_allocated(node: BlockNode, offset: int, nbytes: int) -> tuple[bool, int]:

@@ -53,6 +53,8 @@ class Traits:
     """What the driver under test promises."""
 
     writable: bool = True
+    read_only: bool = True
+    """It also opens read-only."""
     keeps_data: bool = True
     """What was written is read back, also after closing and opening again."""
     reads_zero: bool = True
@@ -243,7 +245,7 @@ async def _closes_without_a_request(bench: Bench) -> None:
     options = await bench.options()
     async with bench.open(options):
         pass
-    async with bench.open(options, read_only=True) as blk:
+    async with bench.open(options, read_only=bench.traits.read_only) as blk:
         _expect(await _read(blk, 0, _UNIT) == bytes(_UNIT), "the disk changed")
 
 
@@ -268,13 +270,14 @@ async def _lives_twice(bench: Bench) -> None:
     async with bench.open(options) as blk:
         _expect(await _read(blk, _UNIT, _UNIT) == _pattern(1, _UNIT), "the data is gone")
         await blk.co_pwritev(0, _pattern(2, _UNIT))
-    async with bench.open(options, read_only=True) as blk:
+    async with bench.open(options, read_only=bench.traits.read_only) as blk:
         _expect(await _read(blk, 0, 2 * _UNIT) == _pattern(2, _UNIT) + _pattern(1, _UNIT), "the data is gone")
 
 
 @_check
 async def _read_only_refuses_writes(bench: Bench) -> None:
     """Opened read-only, every kind of write is EPERM or EACCES, reads work."""
+    _needs(bench.traits.read_only, "does not open read-only")
     async with bench.disk(read_only=True) as blk:
         await _read(blk, 0, 512)
         await _expect_error(blk.co_pwritev(0, bytes(512)), ReadOnly, "a write")

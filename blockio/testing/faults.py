@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from blockio.driver.base import FilterDriver
+from blockio.driver.base import Capabilities, FilterDriver
 from blockio.errors import BlockError, OptionError
+from blockio.types import Capability, RequestFlags
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from blockio.buffers import IoVector
     from blockio.driver.base import ChildOpener
     from blockio.driver.child import Child
-    from blockio.types import BlockInfo, BlockLimits, BlockStatus, PreallocMode, RequestFlags, Role
+    from blockio.types import BlockInfo, BlockLimits, BlockStatus, PreallocMode, Role
 
 __all__ = ["ALL_OPERATIONS", "FaultFilter", "FaultPlan", "FaultyChild", "for_every_fault"]
 
@@ -132,6 +133,16 @@ class FaultyChild:
         """The child's."""
         return self.child.read_only
 
+    @property
+    def driver_name(self) -> str:
+        """The child's."""
+        return self.child.driver_name
+
+    @property
+    def can_compress(self) -> bool:
+        """The child's."""
+        return self.child.can_compress
+
     def has_zero_init(self) -> bool:
         """The child's."""
         return self.child.has_zero_init()
@@ -210,11 +221,15 @@ class FaultFilter(FilterDriver):
 
     name = "blockio-faults"
     Options = FaultOptions
+    capabilities = Capabilities(write_compressed=Capability.NATIVE)
 
     async def open(self, options: Any, opener: ChildOpener) -> None:
         self.plan = FaultPlan.named(options.plan)
         await super().open(options, opener)
         self.file = FaultyChild(self.file, self.plan)
+
+    async def co_pwritev_compressed(self, offset: int, iov: IoVector) -> None:
+        await self.file.co_pwritev(offset, iov, RequestFlags.WRITE_COMPRESSED)
 
     async def co_flush_to_disk(self) -> None:
         self.plan.before("flush")

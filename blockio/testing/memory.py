@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from blockio.aio.context import AioContext
     from blockio.driver.child import Child
+    from blockio.driver.host import FrozenChain
 
 __all__ = ["MemoryChild", "MemoryHost", "MemoryOpener"]
 
@@ -47,6 +48,8 @@ class MemoryChild:
         self.role = role
         self.node_name = f"#memory-{name}"
         self.filename = f"memory:{name}"
+        self.driver_name = "memory"
+        self.can_compress = False
         self.limits = BlockLimits()
         self.read_only = False
         self.fast = True
@@ -188,6 +191,10 @@ class MemoryHost:
         """Noted."""
         self.events.append(("limits",))
 
+    def permissions_changed(self) -> None:
+        """Noted."""
+        self.events.append(("permissions",))
+
     def report(self, message: str) -> None:
         """Noted."""
         self.events.append(("report", message))
@@ -221,3 +228,7 @@ class MemoryOpener:
         """The given child of that name, or None."""
         self.asked.append({"name": name, "target": target, "format": format, "kind": kind})
         return self.children.get(name)
+
+    def frozen_chain(self, bottom: str) -> FrozenChain:
+        """There are no nodes here."""
+        raise OptionError(f"Bottom node '{bottom}' not found")

@@ -121,6 +121,9 @@ class Path:
     async def co_block_status(self, offset: int, nbytes: int, *, want_zero: bool = True) -> BlockStatus:
         return BlockStatus(StatusFlags.DATA, nbytes, offset)
 
+    async def co_is_allocated_above(self, base: BlockNode | None, offset: int, nbytes: int) -> tuple[int, int]:
+        return 1, nbytes
+
     async def co_copy_range_to(self, offset: int, target: Edge, target_offset: int, nbytes: int) -> None:
         raise BlockError(errno=errno.ENOTSUP)
 

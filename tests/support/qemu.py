@@ -104,8 +104,11 @@ class QemuIo:
 
     PROMPT: Final = "qemu-io> "
 
-    def __init__(self, path: StrPath, *, format: str | None = None, options: tuple[str, ...] = ()) -> None:
-        self._argv = ["qemu-io", *(["-f", format] if format else []), *options, os.fspath(Path(path))]
+    def __init__(
+        self, path: StrPath, *, format: str | None = None, options: tuple[str, ...] = (), spec: str | None = None
+    ) -> None:
+        """With *spec*, which names the image, instead of *path* (``--image-opts`` is among the *options*)."""
+        self._argv = ["qemu-io", *(["-f", format] if format else []), *options, spec or os.fspath(Path(path))]
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
