@@ -2,16 +2,22 @@
 
 asyncio cancels a task where it waits. So a scenario with N suspensions can be cancelled in N places;
 ``cancel_at_every_await`` visits all of them, each on a fresh scenario. Suspensions of tasks that the scenario starts
-are not visited by themselves, but their cancellation by the scenario is.
+are not visited by themselves, but their cancellation by the scenario is. ``explore_cancellations`` does it for a whole
+driver stack and a guest at work on it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
+from contextlib import AsyncExitStack
 from typing import Any, Final
 
-__all__ = ["cancel_at_every_await"]
+from blockio.testing.guest import Guest, Promises, Workload
+from blockio.testing.rig import Rig, sound, still_works
+from blockio.testing.wrapping import PausingChild
+
+__all__ = ["cancel_at_every_await", "explore_cancellations"]
 
 _ENOUGH: Final = 10_000
 
@@ -78,3 +84,46 @@ async def cancel_at_every_await(
         if not run.reached:
             return nth - 1
     raise AssertionError(f"the scenario suspends more than {_ENOUGH} times")
+
+
+async def explore_cancellations(
+    rig: Rig,
+    disks: Mapping[str, bytes | bytearray],
+    workload: Workload,
+    *,
+    leaks: bool = True,
+    repairs: bool = False,
+    discard_zeroes: bool = False,
+) -> int:
+    """Cancel a guest's *workload* at its first await, at its second …, each time on a stack over copies of *disks*.
+
+    Each operation below the stack suspends before and after it is carried out, as a real file's does. After each
+    cancellation nothing is held, each sector has a content that it may have, and the same stack does the whole workload
+    well; closed, its disks are ``sound`` (which says what *leaks* and *repairs* mean). Returns how many awaits there
+    were; AssertionError, naming the await, where something is wrong.
+    """
+    stack = AsyncExitStack()
+    copies: dict[str, bytearray] = {}
+    guest: Guest
+
+    async def before(_nth: int) -> None:
+        nonlocal guest
+        copies.update({name: bytearray(data) for name, data in disks.items()})
+        async with rig.open(copies, read_only=True) as disk:
+            promises = Promises(await disk.read(0, disk.length))
+        disk = await stack.enter_async_context(rig.open(copies, wrap=lambda _name, child: PausingChild(child)))
+        guest = Guest(disk, promises, discard_zeroes=discard_zeroes)
+
+    async def scenario() -> None:
+        await workload(guest)
+
+    async def afterwards(nth: int) -> None:
+        try:
+            await still_works(guest.disk, guest, workload)
+            await stack.aclose()
+            await sound(rig, copies, guest.promises.now(), leaks=leaks, repairs=repairs)
+        except Exception as error:
+            raise AssertionError(f"after a cancellation at await {nth}: {type(error).__name__}: {error}") from error
+
+    async with stack:
+        return await cancel_at_every_await(scenario, afterwards, before=before)

@@ -29,7 +29,9 @@ __all__ = ["MemoryDisk", "MemoryDriver"]
 
 
 class MemoryDisk:
-    """The bytes of a disk, and what was done to them. ``with`` makes it known to the ``memory`` driver.
+    """The bytes of a disk (*content*, or so many zeroes), and what was done to them.
+
+    ``with`` makes it known to the ``memory`` driver.
 
     ``log`` has ``(operation, offset, nbytes)`` of every request that reached the driver by the slow lane, in the order
     of their arrival. ``fast`` allows the fast lane. ``fail`` is raised by the next requests while it is set.
@@ -38,8 +40,8 @@ class MemoryDisk:
     _known: Final[dict[str, MemoryDisk]] = {}
     _numbers = itertools.count(1)
 
-    def __init__(self, length: int = 1 << 20, *, fast: bool = True) -> None:
-        self.data = bytearray(length)
+    def __init__(self, content: int | bytearray = 1 << 20, *, fast: bool = True) -> None:
+        self.data = content if isinstance(content, bytearray) else bytearray(content)
         self.name = f"disk{next(self._numbers)}"
         self.fast = fast
         self.log: list[tuple[str, int, int]] = []

@@ -129,6 +129,13 @@ async def test_the_plugin_conforms(tmp_path: Path, concat: None) -> None:
     assert report.ok, f"\n{report}"
 
 
+def test_the_plugin_survives_crashes_faults_and_cancellations() -> None:
+    shown = run(PLUGIN / "explore.py").splitlines()
+    assert shown[0].endswith("(all there are): 0 bad")
+    assert shown[1].endswith("faults: 0 badly met")
+    assert shown[2].endswith(" cancellations")
+
+
 async def test_the_filter_conforms(tmp_path: Path, xor: None) -> None:
     report = await check_driver(
         files(tmp_path, {"driver": "xor", "key": 42}, "file"), Traits(reads_zero=False, resizable=False)

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from blockio.buffers import IoVector
+from blockio.driver.base import CheckFix, CheckResult
 from blockio.driver.child import Child
 from blockio.io import mapped
 from blockio.testing.memory import MemoryChild, MemoryHost, MemoryOpener
+from blockio.testing.rig import Disks
+from blockio.testing.wrapping import Wrap
 from blockio.types import OpenFlags, PreallocMode
 from blockio_drivers.qcow2.create import create_image
 from blockio_drivers.qcow2.driver import Qcow2Driver
@@ -22,6 +25,7 @@ from blockio_drivers.qcow2.options import Qcow2CreateOptions, Qcow2Options
 
 __all__ = [
     "Disk",
+    "Qcow2Rig",
     "Target",
     "check_image",
     "first_l2_table",
@@ -78,10 +82,22 @@ class Disk:
     async def flush(self) -> None:
         await self.driver.co_flush_to_os()
         await self.driver.co_flush_to_disk()
-        await self.file.co_flush()
+        await self.driver.file.co_flush()
 
     async def truncate(self, length: int, prealloc: PreallocMode = PreallocMode.OFF, flags: int = 0) -> None:
         await self.driver.co_truncate(length, exact=True, prealloc=prealloc, flags=flags)
+
+    @property
+    def length(self) -> int:
+        return self.driver.length
+
+    async def check(self) -> CheckResult:
+        return await self.driver.co_check(CheckFix.NONE)
+
+    def at_rest(self) -> None:
+        assert not len(self.driver._writer.locks), "no guest cluster stays held"
+        assert not self.driver._image.retired.readers, "no reader stays inside"
+        assert not self.driver.statistics()["l2"].pinned, "no table stays pinned"
 
     async def close(self) -> None:
         await self.driver.close()
@@ -117,6 +133,27 @@ async def open_disk(
             await disk.close()
         raise
     await disk.close()
+
+
+class Qcow2Rig:
+    """A ``Rig`` of a qcow2 driver without a graph, over the disks ``file``, ``backing`` … (its children)."""
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+
+    @asynccontextmanager
+    async def open(self, disks: Disks, *, wrap: Wrap | None = None, read_only: bool = False) -> AsyncIterator[Disk]:
+        files = {name: MemoryChild(name=name) for name in disks}
+        for name, data in disks.items():
+            files[name].data = data
+        children: dict[str, Child] = dict(files)
+        if wrap is not None:
+            children = {name: wrap(name, child) for name, child in files.items()}
+        flags = OpenFlags(read_only=True) if read_only else UNMAP
+        backing = children.get("backing")
+        options = {} if read_only else self.options
+        async with open_disk(files["file"], through=children["file"], flags=flags, backing=backing, **options) as disk:
+            yield disk
 
 
 def check_image(data: bytes | bytearray, *, leaks: bool = False) -> None:
