@@ -7,7 +7,7 @@ text is encoded as the operating system's names are (``os.fsencode``) and writte
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import frexp
 from typing import Any, Final
 
@@ -23,13 +23,16 @@ class Output:
 
     Standard output is gathered and written when it is large, when something else is to be shown first, and by
     ``flush``. A reader that has gone away (EPIPE) is no error: what is left to say is dropped, as the QEMU tools do.
+
+    ``cleanups`` is what the run owes its process: called by ``end``, the last one first.
     """
 
-    __slots__ = ("_buffer", "_dead", "prog", "quiet")
+    __slots__ = ("_buffer", "_dead", "cleanups", "prog", "quiet")
 
     def __init__(self, prog: str, *, quiet: bool = False) -> None:
         self.prog = prog
         self.quiet = quiet
+        self.cleanups: list[Callable[[], object]] = []
         self._buffer = bytearray()
         self._dead: set[int] = set()
 
@@ -56,6 +59,12 @@ class Output:
     def warn(self, message: str) -> None:
         """Print ``NAME: warning: message`` to standard error."""
         self.report(f"{self.prog}: warning: {message}\n")
+
+    def end(self) -> None:
+        """The run is over: write what was gathered, and clean up."""
+        self.flush()
+        while self.cleanups:
+            self.cleanups.pop()()
 
     def flush(self) -> None:
         """Write what was gathered."""

@@ -61,7 +61,7 @@ def prepare(args: list[str], output: Output) -> _Plan | None:
         elif key == "strict":
             strict = True
         elif key == "object":
-            define_object(value, output)
+            define_object(value, output, 2)
         elif key == "image-opts":
             choice.image_opts = True
         elif key == "force-share":

@@ -32,7 +32,7 @@ def run(argv: list[str], prog: str) -> int:
         output.error(f"{printed(OSError(errno.ENOMEM, ''))}")
         return 1
     finally:
-        output.flush()
+        output.end()
 
 
 def _run(argv: list[str], output: Output) -> int:

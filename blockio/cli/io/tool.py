@@ -51,7 +51,7 @@ _USAGE: Final = """\
 Usage: {prog} [OPTIONS]... [-c STRING]... [file]
 Reads, writes and maps a disk image by commands
 
-  --object OBJECTDEF   an object such as 'secret' (none is supported yet)
+  --object OBJECTDEF   an object beside the image, such as a throttle-group
   --image-opts         the file is given as options, name=value,...
   -c, --cmd STRING     run this command, and no prompt; may be repeated
   -f, --format FMT     the image's format, instead of a guess
@@ -101,8 +101,10 @@ def prepare(argv: list[str], prog: str) -> Plan:
         output.out(_USAGE.format(prog=prog))
     except BlockError as error:
         output.error(str(error))
-    finally:
-        output.flush()
+    except Ending:
+        output.end()
+        raise
+    output.end()
     raise Ending(1)
 
 
@@ -147,7 +149,8 @@ def _prepare(argv: list[str], output: Output) -> Plan:
             case "U":
                 opening.flags = opening.flags.with_(force_share=True)
             case "object":
-                raise OptionError(f"Parameter 'qom-type' does not accept value '{argument.partition(',')[0]}'")
+                if not define_object(argument, output):
+                    raise Ending(0)
             case "image-opts":
                 image_opts = True
     if len(options.operands) > 1:
@@ -164,6 +167,13 @@ def _prepare(argv: list[str], output: Output) -> Plan:
             opening.options["driver"] = driver
         plan.opening = opening
     return plan
+
+
+def define_object(text: str, output: Output) -> bool:
+    """See ``blockio.cli.objects``."""
+    from blockio.cli import objects  # noqa: PLC0415  # few command lines define any
+
+    return objects.define_object(text, output)
 
 
 def _version(prog: str) -> str:
@@ -204,7 +214,7 @@ async def run(plan: Plan, lines: LineSource | None = None) -> int:
         except BlockError as error:
             output.error(str(error))
             status = 1
-        output.flush()
+        output.end()
     return status
 
 
