@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from blockio.img.comparing import compare
     from blockio.img.converting import convert
     from blockio.img.creating import create
+    from blockio.img.dd import dd
     from blockio.img.describing import info, info_chain
     from blockio.img.drawing import picture
     from blockio.img.mapping import map_image as map
@@ -46,6 +47,7 @@ _HOME = {
     "blockio.img.comparing": ("compare",),
     "blockio.img.converting": ("convert",),
     "blockio.img.creating": ("create",),
+    "blockio.img.dd": ("dd",),
     "blockio.img.describing": ("info", "info_chain"),
     "blockio.img.drawing": ("picture",),
     "blockio.img.mapping": ("map_image",),
@@ -86,6 +88,7 @@ __all__ = [
     "compare",
     "convert",
     "create",
+    "dd",
     "info",
     "info_chain",
     "map",

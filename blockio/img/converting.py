@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from blockio.img.limiting import RateLimit
     from blockio.types import Limits
 
-__all__ = ["MAX_SPARSE", "MAX_WORKERS", "convert"]
+__all__ = ["MAX_SPARSE", "MAX_WORKERS", "Place", "convert"]
 
 MAX_WORKERS: Final = 16
 MAX_SPARSE: Final = 16 << 20
@@ -104,7 +104,7 @@ async def convert(
         if plan is not None and backing_file is not None and plan.get("backing_fmt") is None:
             raise OptionError("Use of backing file requires explicit backing format")
         _refuse_unsupported(format, inputs, disks, compress=compress, bitmaps=bitmaps)
-        place = _Place(output, plan, trust)
+        place = Place(output, plan, trust)
         await outer.enter_async_context(place)
         blk = await stack.enter_async_context(
             opened(place.image if plan is None else msgspec.structs.replace(place.image, format=format), _flags(sparse))
@@ -201,15 +201,18 @@ def _backing_length(blk: BlockBackend) -> int:
     return -1 if edge is None else sectors_up(edge.node.length)
 
 
-class _Place:
+class Place:
     """Where the target is written, and what becomes of it.
 
     Entered: a new target has been created, under ``image``'s name. Left by an error: what was begun is removed.
     Left without one, after everything was closed: it gets its final name.
     """
 
-    def __init__(self, output: Image, plan: CreatePlan | None, trust: Limits | None) -> None:
+    def __init__(
+        self, output: Image, plan: CreatePlan | None, trust: Limits | None, failing: str = "error while converting {}"
+    ) -> None:
         self.image = output
+        self._failing = failing
         self._output = output
         self._plan = plan
         self._trust = trust
@@ -222,7 +225,7 @@ class _Place:
         self._ours = False
         """The regular file there is what we have made of it."""
 
-    async def __aenter__(self) -> _Place:
+    async def __aenter__(self) -> Place:
         plan = self._plan
         if plan is None:
             return self
@@ -230,7 +233,7 @@ class _Place:
         try:
             await plan.write(trust=self._trust, onto=self._beside)
         except BlockError as error:
-            what = f"{self._output.name}: error while converting {plan.driver.name}: "
+            what = f"{self._output.name}: {self._failing.format(plan.driver.name)}: "
             raise self._by_final_name(error).prefixed(what) from error
         self._ours = self._final is not None
         return self

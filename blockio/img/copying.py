@@ -42,16 +42,20 @@ _ZERO: Final = int(StatusFlags.ZERO)
 
 
 class Source:
-    """One of the disks that are copied from, at ``start`` of the target."""
+    """One of the disks that are copied from, or a part of it: *size* bytes from *skip* on, to ``start`` of the target.
 
-    def __init__(self, blk: BlockBackend, start: int) -> None:
+    ``origin`` is where the disk's first byte would lie in the target, before its beginning if need be.
+    """
+
+    def __init__(self, blk: BlockBackend, start: int, *, skip: int = 0, size: int | None = None) -> None:
         self.blk = blk
         self.start = start
+        self.origin = start - skip
         node = blk.bs
         assert node is not None
         self.node = node
         self.exact = node.length
-        self.size = sectors_up(self.exact)
+        self.size = sectors_up(self.exact) if size is None else size
 
     @property
     def backing(self) -> BlockNode | None:
@@ -170,16 +174,16 @@ class Copier:
             past_backing = at >= self._backing_length
             if not past_backing:
                 nbytes = min(nbytes, self._backing_length - at)
-        inside = source.exact - (at - source.start)
+        inside = source.exact - (at - source.origin)
         if inside <= 0:
             return _Kind.ZERO, nbytes
         base = None if self._backing_length is None else source.backing
         try:
-            status = await block_status_above(source.node, base, at - source.start, nbytes)
+            status = await block_status_above(source.node, base, at - source.origin, nbytes)
         except BlockError as error:
             if self._salvage:
                 return _Kind.COPY, min(nbytes, SECTOR)
-            raise _at(error, f"error while reading block status at offset {at - source.start}") from error
+            raise _at(error, f"error while reading block status at offset {at - source.origin}") from error
         length = nbytes if status.length >= inside else status.length
         flags = int(status.flags)
         if flags & _ZERO:
@@ -225,7 +229,7 @@ class Copier:
         assert target is not None
         await self._turn(number)
         try:
-            await source.co_copy_range_to(piece.offset - piece.source.start, target, piece.offset, piece.nbytes)
+            await source.co_copy_range_to(piece.offset - piece.source.origin, target, piece.offset, piece.nbytes)
         except BlockError:
             # Reading and writing will say what is wrong, if anything is.
             self._offload = False
@@ -234,7 +238,7 @@ class Copier:
         return True
 
     async def _read(self, piece: _Piece, view: memoryview) -> None:
-        source, offset = piece.source, piece.offset - piece.source.start
+        source, offset = piece.source, piece.offset - piece.source.origin
         inside = max(0, min(piece.nbytes, source.exact - offset))
         if inside < piece.nbytes:
             view[inside:] = bytes(piece.nbytes - inside)

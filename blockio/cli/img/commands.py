@@ -123,6 +123,19 @@ COMMANDS: Final[dict[str, Command]] = {
         ),
         "[--object objectdef] [-q] [-f fmt] [-b backing_file [-F backing_fmt]] [-u] [-o options] filename [size]",
     ),
+    "dd": Command(
+        "dd",
+        (
+            _HELP,
+            _FORMAT,
+            Option("target-format", ("-O",), "output_fmt", "the format to make; raw by default"),
+            _OBJECT,
+            _IMAGE_OPTS,
+            _SHARE,
+        ),
+        "[--object objectdef] [--image-opts] [-U] [-f fmt] [-O output_fmt] [bs=block_size] [count=blocks] "
+        "[skip=blocks] if=input of=output",
+    ),
     "info": Command(
         "info",
         (

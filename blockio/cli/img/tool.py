@@ -40,7 +40,7 @@ def printed(error: OSError) -> str:
     return os.strerror(error.errno) if error.errno else str(error)
 
 
-def read_size(output: Output, what: str, text: str, largest: int = _LARGEST) -> int:
+def read_size(output: Output, what: str, text: str, largest: int = _LARGEST, *, least: int = 0) -> int:
     """A number of bytes, with or without a suffix; ends the command where *text* is none."""
     try:
         if text != text.rstrip():
@@ -51,8 +51,8 @@ def read_size(output: Output, what: str, text: str, largest: int = _LARGEST) -> 
             output.error(f"Invalid {what} specified. You may use k, M, G, T, P or E suffixes for")
             fail(output, "kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes.")
         value = largest + 1
-    if value > largest:
-        fail(output, f"Invalid {what} specified. Must be between 0 and {largest}.")
+    if not least <= value <= largest:
+        fail(output, f"Invalid {what} specified. Must be between {least} and {largest}.")
     if text.strip().lower().startswith(("0x", "+0x")) and text[-1:].lower() in "kmgtp":
         output.warn(f"Using a multiplier suffix on hex numbers is deprecated: {text}")
     return value

@@ -1,0 +1,85 @@
+"""``dd``: a part of a disk, by the operands that Unix's own ``dd`` has."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from blockio.cli.img.commands import COMMANDS
+from blockio.cli.img.getopt import CommandLine
+from blockio.cli.img.objects import define_object
+from blockio.cli.img.tool import Failure, ImageChoice, fail, printed, read_size
+from blockio.driver.registry import find_driver
+from blockio.errors import BlockError
+from blockio.img.dd import MAX_BLOCK_SIZE, dd
+
+if TYPE_CHECKING:
+    from blockio.cli.output import Output
+    from blockio.img.opening import Image
+
+__all__ = ["execute", "prepare"]
+
+_NUMBERS: Final = ("bs", "count", "skip")
+
+
+class _Plan(NamedTuple):
+    source: Image
+    target: str
+    format: str
+    numbers: dict[str, int]
+
+
+def prepare(args: list[str], output: Output) -> _Plan | None:
+    """Read the command line; None asks for help."""
+    choice = ImageChoice(output)
+    format: str | None = None
+    target_format = "raw"
+    line = CommandLine(COMMANDS["dd"].options, "dd", args)
+    for key, value in line:
+        if key == "help":
+            return None
+        if key == "format":
+            format = value
+        elif key == "target-format":
+            target_format = value
+        elif key == "object":
+            define_object(value, output)
+        elif key == "image-opts":
+            choice.image_opts = True
+        elif key == "force-share":
+            choice.force_share = True
+    given: dict[str, Any] = {}
+    for operand in line.operands:
+        name, equals, value = operand.partition("=")
+        if name in ("if", "of") and equals:
+            given[name] = value
+        elif name in _NUMBERS and equals:
+            least, largest = (1, MAX_BLOCK_SIZE) if name == "bs" else (0, 2**63 - 1)
+            given[name] = read_size(output, name, value, largest, least=least)
+        else:
+            fail(output, f"unrecognized operand {name}")
+    if "if" not in given or "of" not in given:
+        fail(output, "Must specify both input and output files")
+    return _Plan(choice.image(given.pop("if"), format), given.pop("of"), target_format, given)
+
+
+async def execute(plan: _Plan, output: Output) -> int:
+    """Copy; nothing is said about a success."""
+    try:
+        find_driver(plan.format)
+    except BlockError:
+        fail(output, "Unknown file format")
+    target = ImageChoice(output).image(plan.target, plan.format)
+    try:
+        await dd(
+            plan.source,
+            target,
+            plan.format,
+            block_size=plan.numbers.get("bs", 512),
+            count=plan.numbers.get("count"),
+            skip=plan.numbers.get("skip", 0),
+            on_warning=output.error,
+        )
+    except OSError as error:
+        output.error(printed(error))
+        raise Failure from None
+    return 0
