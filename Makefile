@@ -1,15 +1,17 @@
 # The commands of this project. `make demo` and `make test` set everything up by themselves.
 .DEFAULT_GOAL := help
-.PHONY: help venv peers demo test explore bench lint format clean
+.PHONY: help venv peers demo test explore crash bench lint format clean
 BIN := .venv/bin
 SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d " ")
 TESTS ?= tests
+CRASH_STATES ?= 500000
 JOBS ?= $(shell nproc)
 
 help:
 	@echo 'make demo     what blockio does, on real images, in some seconds'
 	@echo 'make test     all tests [TESTS=tests/io] [JOBS=n]; fetches the peers of the interop tests where it may'
 	@echo 'make explore  the property tests, long and at random [SEED=n] [TESTS=…]'
+	@echo 'make crash    every state that a crash may leave of a qcow2 image [CRASH_STATES=n] [SEED=n]'
 	@echo 'make bench    side by side with what else there is [ARGS=--quick]'
 	@echo 'make lint     ruff, mypy, import contracts'
 	@echo 'make venv     only set up: .venv/bin/blockio'
@@ -31,6 +33,10 @@ test: .venv/.stamp peers
 
 explore: .venv/.stamp peers
 	HYPOTHESIS_PROFILE=explore $(BIN)/pytest -n $(JOBS) --dist worksteal $(TESTS) --hypothesis-seed=$(SEED)
+
+crash: .venv/.stamp peers
+	CRASH_STATES=$(CRASH_STATES) CRASH_SEED=$(SEED) \
+		$(BIN)/pytest -n $(JOBS) --dist worksteal -rP tests/qcow2/test_crash_states.py
 
 bench: .venv/.stamp peers
 	@$(BIN)/python -m benchmarks $(ARGS)

@@ -16,7 +16,7 @@ from blockio.driver.gate import AllowAll
 from blockio.graph.create import create_image
 from blockio.io import NodeIO
 from blockio.types import OpenFlags, RequestFlags
-from tests.qcow2.crash import exploring
+from tests.support.explore import exploring
 from tests.support.qemu import assert_clean, qemu_img, qemu_io
 
 KIB = 1 << 10

@@ -1,0 +1,216 @@
+"""The crash scenarios: everything qcow2 does that changes metadata."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Mapping
+from typing import Any, Final
+
+from blockio.driver.base import CheckFix
+from blockio.testing.crash import CrashState, explore_crashes, record
+from blockio.testing.guest import SECTOR, Guest
+from blockio.types import PreallocMode, RequestFlags
+from tests.qcow2.crash import MakeImage, Scenario
+from tests.qcow2.engine import Disk, Qcow2Rig, new_image, open_disk
+
+__all__ = ["SCENARIOS"]
+
+MAY_UNMAP: Final = int(RequestFlags.MAY_UNMAP)
+
+
+# -- images
+
+
+def fresh(clusters: int, cluster: int, **options: Any) -> MakeImage:
+    """A new image of so many clusters, in a file that is longer: free clusters hold what was in them before."""
+
+    async def make(rnd: random.Random) -> Mapping[str, bytearray]:
+        image = await new_image(clusters * cluster, cluster_size=cluster, **options)
+        return {"file": image.data + rnd.randbytes(rnd.choice((0, 10, 30)) * cluster)}
+
+    return make
+
+
+def overlay(clusters: int, cluster: int, **options: Any) -> MakeImage:
+    """A new image over a backing file that is half as long."""
+
+    async def make(rnd: random.Random) -> Mapping[str, bytes | bytearray]:
+        size = clusters * cluster
+        image = await new_image(size, cluster_size=cluster, backing_file="base.raw", backing_fmt="raw", **options)
+        return {"file": image.data, "backing": rnd.randbytes(size // 2)}
+
+    return make
+
+
+def crashed(clusters: int, cluster: int, **options: Any) -> MakeImage:
+    """What some crash left of an image: leaks, or with lazy refcounts a dirty image."""
+
+    async def make(rnd: random.Random) -> Mapping[str, bytearray]:
+        seed = rnd.getrandbits(32)
+        image = await new_image(clusters * cluster, cluster_size=cluster, **options)
+        run = await record(
+            Qcow2Rig(), {"file": image.data}, lambda guest: Requests(cluster)(random.Random(seed), guest), seed=seed
+        )
+        states: list[CrashState] = []
+
+        async def keep(state: CrashState) -> None:
+            states.append(state)
+
+        await explore_crashes(run.journal, keep, states=40, seed=seed)
+        return rnd.choice(states).disks
+
+    return make
+
+
+def full_refcount_table(**options: Any) -> MakeImage:
+    """64-bit refcounts in 512-byte clusters: one cluster of refcount table counts 2 MiB, and almost all of that."""
+    made: list[bytes] = []
+
+    async def make(_rnd: random.Random) -> Mapping[str, bytes]:
+        if not made:
+            image = await new_image(3 << 20, cluster_size=512, refcount_bits=64, **options)
+            async with open_disk(image) as disk:
+                for start in range(0, 1940 << 10, 97 << 10):
+                    await disk.write(start, b"a" * (97 << 10))
+            made.append(bytes(image.data))
+        return {"file": made[0]}
+
+    return make
+
+
+# -- work
+
+
+async def one_request(rnd: random.Random, guest: Guest, cluster: int) -> None:
+    """A write, zeroes, a discard or a flush, somewhere."""
+    size = guest.length
+    offset = rnd.randrange(size // SECTOR) * SECTOR
+    nbytes = min(rnd.randrange(1, 6) * rnd.choice((SECTOR, cluster)), size - offset)
+    aligned = offset // cluster * cluster
+    whole = min(-(-nbytes // cluster) * cluster, size - aligned)
+    action = rnd.randrange(10)
+    if action < 5:
+        await guest.write(offset, rnd.randbytes(nbytes))
+    elif action < 6:
+        await guest.zero(aligned, whole, rnd.choice((0, MAY_UNMAP)))
+    elif action < 8:
+        await guest.discard(aligned, whole)
+    else:
+        await guest.flush()
+
+
+class Requests:
+    """So many requests, one after another."""
+
+    def __init__(self, cluster: int, count: int = 25) -> None:
+        self.cluster = cluster
+        self.count = count
+
+    async def __call__(self, rnd: random.Random, guest: Guest) -> None:
+        for _ in range(self.count):
+            await one_request(rnd, guest, self.cluster)
+
+
+class SideBySide(Requests):
+    """Four guests at once, also in each other's clusters."""
+
+    async def __call__(self, rnd: random.Random, guest: Guest) -> None:
+        async def one(seed: int) -> None:
+            await Requests(self.cluster, self.count // 4)(random.Random(seed), guest)
+
+        await asyncio.gather(*(one(rnd.getrandbits(32)) for _ in range(4)))
+
+
+class Resizes(Requests):
+    """Longer, so that the L1 table moves, and shorter, so that refcount blocks go and the file is cut."""
+
+    def __init__(self, cluster: int, prealloc: PreallocMode) -> None:
+        super().__init__(cluster, 4)
+        self.prealloc = prealloc
+
+    async def __call__(self, rnd: random.Random, guest: Guest) -> None:
+        size = guest.length
+        await super().__call__(rnd, guest)
+        await guest.flush()
+        longer = size * rnd.choice((2, 7, 20)) // self.cluster * self.cluster
+        await guest.truncate(longer + rnd.choice((0, SECTOR)), self.prealloc)
+        await super().__call__(rnd, guest)
+        await guest.truncate(rnd.choice((size // 2, size, SECTOR)))
+        await super().__call__(rnd, guest)
+        await guest.flush()
+
+
+async def grow_refcount_table(_rnd: random.Random, guest: Guest) -> None:
+    """Until the image has a larger table."""
+    at = 1940 << 10
+    image = qcow2_of(guest).driver._image
+    while image.header.refcount_table_clusters == 1:
+        await guest.write(at, b"b" * 8192)
+        at += 8192
+    await guest.flush()
+    await guest.write(at, b"c" * 4096)
+
+
+async def check_and_repair(rnd: random.Random, guest: Guest) -> None:
+    """Leaks are mended, or everything; none is left."""
+    driver = qcow2_of(guest).driver
+    await guest.do(driver.co_check(rnd.choice((CheckFix.LEAKS, CheckFix.ALL))))
+    result = await driver.co_check(CheckFix.NONE)
+    assert not result.leaks
+    assert not result.corruptions
+
+
+async def only_open(_rnd: random.Random, _guest: Guest) -> None:
+    """Opening and closing repair a dirty image."""
+
+
+def qcow2_of(guest: Guest) -> Disk:
+    """The guest's disk, as what it is here."""
+    assert isinstance(guest.disk, Disk)
+    return guest.disk
+
+
+SMALL: Final = {"l2_cache_size": 1024}
+
+SCENARIOS: Final = {
+    scenario.name: scenario
+    for scenario in (
+        Scenario("512-byte clusters", 1500, fresh(150, 512), Requests(512), Qcow2Rig(**SMALL)),
+        Scenario("64-bit refcounts", 1500, fresh(150, 512, refcount_bits=64), Requests(512)),
+        Scenario("1-bit refcounts", 1500, fresh(100, 1024, refcount_bits=1), Requests(1024)),
+        Scenario("version 2", 1500, fresh(100, 512, compat="0.10"), Requests(512)),
+        Scenario("4 KiB clusters", 1500, fresh(40, 4096, refcount_bits=32), Requests(4096)),
+        Scenario("64 KiB clusters", 300, fresh(10, 65536), Requests(65536, 15)),
+        Scenario("many tables", 1500, fresh(1000, 512), Requests(512, 30), Qcow2Rig(**SMALL)),
+        Scenario("overlay", 1500, overlay(100, 512), Requests(512)),
+        Scenario("overlay of 4 KiB", 800, overlay(30, 4096), Requests(4096)),
+        Scenario(
+            "lazy refcounts",
+            1500,
+            fresh(100, 512, lazy_refcounts=True),
+            Requests(512),
+            repairs=True,
+        ),
+        Scenario("side by side", 2000, fresh(80, 512), SideBySide(512, 28), Qcow2Rig(**SMALL), turns=3),
+        Scenario("side by side, wide", 1500, fresh(80, 512, refcount_bits=64), SideBySide(512, 28), turns=3),
+        *(
+            Scenario(
+                f"resize, {prealloc.value}, {'lazy' if lazy else bits}",
+                1000,
+                fresh(100, 512, refcount_bits=bits, lazy_refcounts=lazy),
+                Resizes(512, prealloc),
+                repairs=lazy,
+            )
+            for prealloc, bits, lazy in (
+                (PreallocMode.OFF, 16, False),
+                (PreallocMode.OFF, 64, True),
+                (PreallocMode.METADATA, 64, False),
+                (PreallocMode.FULL, 16, False),
+            )
+        ),
+        Scenario("growing refcount table", 150, full_refcount_table(), grow_refcount_table),
+        Scenario("repair on opening", 600, crashed(100, 512, lazy_refcounts=True), only_open, repairs=True, run=80),
+        Scenario("repair of leaks", 400, crashed(100, 512, refcount_bits=8), check_and_repair, run=80),
+    )
+}
