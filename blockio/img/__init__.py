@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from blockio.driver.base import CheckFix, CheckResult
     from blockio.img.checking import check
+    from blockio.img.committing import commit
     from blockio.img.comparing import compare
     from blockio.img.converting import convert
     from blockio.img.creating import create
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from blockio.img.resizing import resize
     from blockio.img.results import (
         CheckReport,
+        CommitResult,
         Comparison,
         ConvertResult,
         CreateResult,
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 _HOME = {
     "blockio.driver.base": ("CheckFix", "CheckResult"),
     "blockio.img.checking": ("check",),
+    "blockio.img.committing": ("commit",),
     "blockio.img.comparing": ("compare",),
     "blockio.img.converting": ("convert",),
     "blockio.img.creating": ("create",),
@@ -55,6 +58,7 @@ _HOME = {
     "blockio.img.resizing": ("resize",),
     "blockio.img.results": (
         "CheckReport",
+        "CommitResult",
         "Comparison",
         "ConvertResult",
         "CreateResult",
@@ -73,6 +77,7 @@ __all__ = [
     "CheckFix",
     "CheckReport",
     "CheckResult",
+    "CommitResult",
     "Comparison",
     "ConvertResult",
     "CreateResult",
@@ -85,6 +90,7 @@ __all__ = [
     "ResizeResult",
     "Snapshot",
     "check",
+    "commit",
     "compare",
     "convert",
     "create",

@@ -28,6 +28,11 @@ class Meter:
         self.done += nbytes
         self._tell()
 
+    def reach(self, done: int) -> None:
+        """*done* bytes are done in all."""
+        self.done = done
+        self._tell()
+
     def forgo(self, nbytes: int) -> None:
         """*nbytes* of the total need not be done."""
         self.total -= nbytes

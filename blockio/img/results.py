@@ -11,6 +11,7 @@ from blockio.driver.base import CheckResult
 
 __all__ = [
     "CheckReport",
+    "CommitResult",
     "Comparison",
     "ConvertResult",
     "CreateResult",
@@ -161,6 +162,16 @@ class ConvertResult(msgspec.Struct, frozen=True):
     """Bytes of the disk that read as zeroes in the source or turned out to, and that take no space if possible."""
     salvaged: int = 0
     """Bytes that could not be read and were made zero (``salvage``)."""
+
+
+class CommitResult(msgspec.Struct, frozen=True):
+    """A finished commit."""
+
+    filename: str
+    base: str
+    """The image that was written to."""
+    size: int
+    """How long the disk is, and the base now at least."""
 
 
 class ResizeResult(msgspec.Struct, frozen=True):

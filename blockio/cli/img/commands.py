@@ -54,6 +54,24 @@ COMMANDS: Final[dict[str, Command]] = {
         "[--object objectdef] [--image-opts] [-q] [-f fmt] [--output=ofmt] [-r [leaks | all]] [-T src_cache] [-U] "
         "filename",
     ),
+    "commit": Command(
+        "commit",
+        (
+            _HELP,
+            _FORMAT,
+            _CACHE,
+            Option("base", ("-b",), "base", "commit all layers above this image; none is emptied"),
+            Option("drop", ("-d",), "", "do not empty the image afterwards"),
+            Option("rate", ("-r",), "rate_limit", "bytes a second"),
+            _PROGRESS,
+            _SHOW,
+            _QUIET,
+            _OBJECT,
+            _IMAGE_OPTS,
+        ),
+        "[--object objectdef] [--image-opts] [-q] [-f fmt] [-t cache] [-b base] [-r rate_limit] [-d] [-p] "
+        "[--progress=how] filename",
+    ),
     "compare": Command(
         "compare",
         (

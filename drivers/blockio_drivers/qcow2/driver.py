@@ -426,10 +426,18 @@ class Qcow2Driver(FormatDriver):
         await self._signalling(self._discarder.discard(offset, nbytes))
 
     async def co_make_empty(self) -> None:
-        """Every cluster becomes unallocated: what the backing file holds shows again."""
+        """Every cluster becomes unallocated: what the backing file holds shows again. The file gets shorter."""
         await self._ready()
+        await self._signalling(self._empty())
+
+    async def _empty(self) -> None:
         clusters = -(-self.length // self._image.geometry.cluster_size)
-        await self._signalling(self._discarder.crop(0, clusters * self._image.geometry.cluster_size))
+        await self._discarder.crop(0, clusters * self._image.geometry.cluster_size)
+        for index in range(len(self._image.l1)):
+            self._mapping.drop_table(index)
+        await self._write_back.run()
+        await self._image.barrier()
+        await self._resizer.cut_file()
 
     async def co_flush_to_os(self) -> None:
         """Write metadata back, with the barriers that its order needs."""

@@ -209,7 +209,10 @@ class Resizer:
         await self._write_back.run()
         await image.barrier()
         await image.set_size(length)
-        # Everything above is done; a file that keeps its old length is no failure.
+        await self.cut_file()
+
+    async def cut_file(self) -> None:
+        """Give the file's unused end back. A file that keeps its length is no failure."""
         with suppress(OSError):
             async with self._write_back.exclusive():
                 await self._allocator.cut()
