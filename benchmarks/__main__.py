@@ -1,4 +1,4 @@
-"""``python -m benchmarks [--quick] [reads] [convert] [start-up]``: run, and print the table of ratios."""
+"""``python -m benchmarks [--quick] [reads] [layers] [convert] [start-up]``: run, and print the table of ratios."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
+from benchmarks.layers import layers
 from benchmarks.programs import have, versions
 from benchmarks.suite import Scale, convert, reads, start_up
 from benchmarks.table import render
@@ -17,6 +18,7 @@ from benchmarks.workload import Workload, rows, run_rounds
 
 SUITES: Final[dict[str, Callable[[Path, Scale], Iterator[Workload]]]] = {
     "reads": reads,
+    "layers": layers,
     "convert": convert,
     "start-up": start_up,
 }

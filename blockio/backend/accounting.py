@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from blockio.backend.averages import TimedAverage
 from blockio.backend.histogram import LatencyHistogram
@@ -28,30 +28,81 @@ if TYPE_CHECKING:
 
     from blockio.backend.statistics import Statistics
 
-__all__ = ["Accounting", "Counters", "Kind", "TryTransfer"]
+__all__ = ["FAIRNESS_BUDGET", "REQUEST_COST", "Accounting", "Counters", "Kind", "TryTransfer"]
 
 TryTransfer: TypeAlias = "Callable[[int, Sequence[Buffer], int], bool]"
 Kind: TypeAlias = Literal["read", "write", "flush", "unmap"]
+
+
+FAIRNESS_BUDGET: Final = 4 << 20
+"""After requests of this weight completed inline, a backend gives the loop a turn: about a millisecond."""
+
+REQUEST_COST: Final = 8 << 10
+"""What a request weighs besides its bytes, so that small requests are counted by their number."""
 
 
 class Counters:
     """The counts of one kind of request since the accounting began; they only grow.
 
     ``bytes`` and ``operations`` are those of requests that succeeded; ``time_ns`` is the time of ``timed`` requests.
+    ``weight`` is what these requests weighed, each its bytes and REQUEST_COST: one addition tells both the bytes and
+    when the loop is to have its turn, which is when it gets past ``due``. Nor does the fast lane count what it timed:
+    that is all operations while time is taken, but for what ``_untimed`` makes up for.
     """
 
-    __slots__ = ("bytes", "failed", "histogram", "invalid", "kind", "merged", "operations", "time_ns", "timed")
+    __slots__ = (
+        "_stopped",
+        "_untimed",
+        "due",
+        "failed",
+        "histogram",
+        "invalid",
+        "kind",
+        "merged",
+        "operations",
+        "time_ns",
+        "weight",
+    )
 
     def __init__(self, kind: Kind) -> None:
         self.kind: Kind = kind
-        self.bytes = 0
         self.operations = 0
+        self.weight = 0
+        self.due = FAIRNESS_BUDGET
         self.failed = 0
         self.invalid = 0
         self.merged = 0
         self.time_ns = 0
-        self.timed = 0
+        self._untimed = 0
+        self._stopped: int | None = 0  # how many operations there were when time was last taken; None: it is now
         self.histogram: LatencyHistogram | None = None
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes the requests had that succeeded."""
+        return self.weight - REQUEST_COST * self.operations
+
+    @property
+    def timed(self) -> int:
+        """How many requests ``time_ns`` speaks of."""
+        return (self.operations if self._stopped is None else self._stopped) - self._untimed
+
+    def timing(self, on: bool) -> None:
+        """Operations that are counted from now on are timed ones, or no longer."""
+        if on and self._stopped is not None:
+            self._untimed += self.operations - self._stopped
+            self._stopped = None
+        elif not on and self._stopped is None:
+            self._stopped = self.operations
+
+    def was_timed(self, timed: bool) -> None:
+        """An operation that was just counted was timed or not, whatever is done by now."""
+        if timed is not (self._stopped is None):
+            self._untimed += -1 if timed else 1
+
+    def failed_timed(self) -> None:
+        """A request that is no operation was timed."""
+        self._untimed -= 1
 
 
 class _Interval:
@@ -74,19 +125,19 @@ class Accounting:
 
     __slots__ = (
         "_intervals",
-        "_last_access_ns",
         "_timing",
         "account_failed",
         "account_invalid",
         "clock",
         "flush",
         "lanes_changed",
+        "last_access_ns",
         "read",
         "unmap",
         "write",
     )
 
-    def __init__(self, clock: Callable[[], int] = time.monotonic_ns) -> None:
+    def __init__(self, clock: Callable[[], int] = time.perf_counter_ns) -> None:
         """Nothing counted yet, time not taken. *clock* answers nanoseconds and never goes back."""
         self.clock = clock
         self.read = Counters("read")
@@ -98,7 +149,7 @@ class Accounting:
         self.lanes_changed: Callable[[], object] = _nobody
         """The owner's: whether time is taken has changed."""
         self._timing = False
-        self._last_access_ns = 0
+        self.last_access_ns = 0
         self._intervals: list[_Interval] = []
 
     # -- what is asked for
@@ -111,6 +162,8 @@ class Accounting:
     def set_timing(self, on: bool) -> None:
         """Take the time of the requests that begin from now on, or no longer; what was measured stays."""
         self._timing = on
+        for counters in (self.read, self.write, self.flush, self.unmap):
+            counters.timing(on)
         self.lanes_changed()
 
     def add_interval(self, seconds: int) -> None:
@@ -153,21 +206,23 @@ class Accounting:
         """A request that began at *began* is over: well, or with *error*."""
         if error is None:
             counters.operations += 1
-            counters.bytes += nbytes
+            counters.weight += nbytes + REQUEST_COST
+            counters.was_timed(bool(began))
             if began:
-                self._took(counters, began, self.clock())
+                self.took(counters, began, self.clock())
         elif isinstance(error, OutOfRange):
             self.invalid(counters.kind)
         elif isinstance(error, OSError):
             counters.failed += 1
             if began and self.account_failed:
-                self._took(counters, began, self.clock())
+                counters.failed_timed()
+                self.took(counters, began, self.clock())
 
     def invalid(self, kind: Kind) -> None:
         """A request was refused before it began: it does not fit the disk (``block_acct_invalid``)."""
         self.counters(kind).invalid += 1
         if self._timing and self.account_invalid:
-            self._last_access_ns = self.clock()
+            self.last_access_ns = self.clock()
 
     def merge_done(self, kind: Kind, count: int) -> None:
         """A device put *count* requests into others before it sent those (``block_acct_merge_done``)."""
@@ -175,21 +230,25 @@ class Accounting:
             raise ValueError(f"{count} merged requests")
         self.counters(kind).merged += count
 
-    def _took(self, counters: Counters, began: int, now: int) -> None:
+    def took(self, counters: Counters, began: int, now: int) -> None:
+        """A request that is timed began at *began* and ended at *now*."""
         counters.time_ns += now - began
-        counters.timed += 1
-        self._last_access_ns = now
+        self.last_access_ns = now
         if counters.histogram is not None:
             counters.histogram.add(now - began)
         for interval in self._intervals:
             interval.averages[counters.kind].add(now - began)
 
+    def detailed(self, counters: Counters) -> bool:
+        """Whether more than sums is kept of the times."""
+        return counters.histogram is not None or bool(self._intervals)
+
     def timed_lane(self, lane: TryTransfer, counters: Counters) -> TryTransfer:
         """*lane*, a fast lane, with its time taken; whoever calls it counts. *lane* itself while no time is taken."""
         if not self._timing:
             return lane
-        clock, took = self.clock, self._took
-        detailed = counters.histogram is not None or bool(self._intervals)
+        clock, took = self.clock, self.took
+        detailed = self.detailed(counters)
 
         def timed(offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool:
             began = clock()
@@ -200,8 +259,7 @@ class Accounting:
                 took(counters, began, now)
             else:  # the same by hand: a call would cost as much as looking at the clock
                 counters.time_ns += now - began
-                counters.timed += 1
-                self._last_access_ns = now
+                self.last_access_ns = now
             return True
 
         return timed
@@ -210,9 +268,9 @@ class Accounting:
 
     def idle_time_ns(self) -> int | None:
         """Nanoseconds since the last request ended; None before the first, or while no time is taken."""
-        if not self._timing or not self._last_access_ns:
+        if not self._timing or not self.last_access_ns:
             return None
-        return self.clock() - self._last_access_ns
+        return self.clock() - self.last_access_ns
 
     def snapshot(self, name: str = "") -> Statistics:
         """All of it as it is now, frozen; see ``blockio.backend.statistics``."""

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from blockio.aio.context import finish
 from blockio.backend.ioctl import Ioctl
+from blockio.backend.memory import readable_vector, writable_vector
 from blockio.backend.parking import Moved
-from blockio.backend.requests import readable_vector, writable_vector
 from blockio.errors import BlockError
 from blockio.graph.drain import RequestScope
 

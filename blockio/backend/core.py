@@ -9,34 +9,26 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Callable
 from threading import get_ident
 from types import TracebackType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from blockio.aio.context import AioContext
 from blockio.backend.accounting import Accounting, Counters
+from blockio.backend.lanes import Lane, fast_lane
+from blockio.backend.memory import readable_vector, writable_vector
 from blockio.backend.parking import Moved, Parking, Place
 from blockio.errors import NoMedium
 from blockio.graph.drain import RequestScope
 from blockio.types import Perm
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from typing_extensions import Buffer
-
+    from blockio.backend.accounting import TryTransfer
     from blockio.graph.edge import Edge
     from blockio.graph.node import BlockNode
     from blockio.throttle.groups import ThrottleMember
 
-__all__ = ["FAIRNESS_BUDGET", "REQUEST_COST", "BackendCore", "Entered"]
-
-FAIRNESS_BUDGET: Final = 4 << 20
-"""After requests worth this many bytes completed inline, a backend gives the loop a turn: about a millisecond."""
-
-REQUEST_COST: Final = 32 << 10
-"""What a request costs besides its bytes, so that small requests are counted by their number."""
+__all__ = ["BackendCore", "Entered"]
 
 
 class BackendCore:
@@ -58,7 +50,6 @@ class BackendCore:
     # specialised access to them, which the fast lane lives on.
     __slots__ = (
         "_allow_write_beyond_eof",
-        "_budget",
         "_closed",
         "_context",
         "_enable_write_cache",
@@ -88,9 +79,8 @@ class BackendCore:
         self._name = ""
         self._closed = False
         self._root: Edge | None = None
-        self._fast_read: Callable[[int, Sequence[Buffer], int], bool] | None = None
-        self._fast_write: Callable[[int, Sequence[Buffer], int], bool] | None = None
-        self._budget = FAIRNESS_BUDGET
+        self._fast_read: Lane | None = None
+        self._fast_write: Lane | None = None
         self._enable_write_cache = True
         self._allow_write_beyond_eof = False
         self._in_flight = 0
@@ -186,9 +176,29 @@ class BackendCore:
         if root is None or not root.attached or self._quiesce or self._parking or self._throttled:
             self._fast_read = self._fast_write = None
             return
-        self._fast_read = self.stats.timed_lane(root.try_preadv, self._reads)
-        writes = self._perm & Perm.WRITE and self._enable_write_cache
-        self._fast_write = self.stats.timed_lane(root.try_pwritev, self._writes) if writes else None
+        self._fast_read = fast_lane(
+            self._guarded(root.try_preadv),
+            writable_vector,
+            self._reads,
+            self.stats,
+            self._context,
+            writes=False,
+        )
+        if self._perm & Perm.WRITE and self._enable_write_cache:
+            self._fast_write = fast_lane(
+                self._guarded(root.try_pwritev),
+                readable_vector,
+                self._writes,
+                self.stats,
+                self._context,
+                writes=True,
+            )
+        else:
+            self._fast_write = None
+
+    def _guarded(self, lane: TryTransfer) -> TryTransfer:
+        """*lane*, behind what must be asked before each request."""
+        return lane
 
     # -- counting
 

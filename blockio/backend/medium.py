@@ -7,7 +7,7 @@ device is empty has no medium: everything is NoMedium then.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from blockio.aio.context import AioContext
+    from blockio.backend.accounting import TryTransfer
     from blockio.graph.edge import Edge
     from blockio.graph.node import BlockNode
 
@@ -131,22 +132,19 @@ class Medium(DeviceAttachment):
     # -- the fast lane
 
     def _bind_lanes(self) -> None:
-        super()._bind_lanes()
         if self._root is None:
             self._removable = ()
         elif not self._quiesce:  # while it is drained the graph below may be changing
             self._removable = _removable_below(self._root.node)
-        if self._fast_read is None:
-            return
-        if self._removable or self.device.tray:
-            # Whether there is a medium is then asked each time, as in the slow lane; nobody else pays for that.
-            self._fast_read = partial(self._if_available, self._fast_read)
-            if self._fast_write is not None:
-                self._fast_write = partial(self._if_available, self._fast_write)
+        super()._bind_lanes()
+
+    def _guarded(self, lane: TryTransfer) -> TryTransfer:
+        # Whether there is a medium is then asked each time, as in the slow lane; nobody else pays for that.
+        return partial(self._if_available, lane) if self._removable or self.device.tray else lane
 
     def _if_available(
         self,
-        lane: Callable[[int, Sequence[Buffer], int], bool],
+        lane: TryTransfer,
         offset: int,
         bufs: Sequence[Buffer],
         nbytes: int,

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from blockio.backend.accounting import Accounting
+from blockio.backend.accounting import REQUEST_COST, Accounting
 from blockio.backend.core import BackendCore
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class CountedPath:
         if self._try_read(offset, bufs, nbytes):
             counters = self.stats.read
             counters.operations += 1
-            counters.bytes += nbytes
+            counters.weight += nbytes + REQUEST_COST
             return True
         return False
 
@@ -86,7 +86,7 @@ class CountedPath:
         if self._try_write(offset, bufs, nbytes):
             counters = self.stats.write
             counters.operations += 1
-            counters.bytes += nbytes
+            counters.weight += nbytes + REQUEST_COST
             return True
         return False
 

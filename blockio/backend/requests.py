@@ -14,30 +14,29 @@ From a loop that is not the backend's own the call hops over and comes back.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from operator import index
-from threading import get_ident
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from blockio.backend.core import FAIRNESS_BUDGET, REQUEST_COST, Entered
+from blockio.backend.accounting import FAIRNESS_BUDGET
+from blockio.backend.core import Entered
+from blockio.backend.memory import readable_vector, writable_vector
 from blockio.backend.node_accounting import NodeAccounting
 from blockio.backend.parking import Moved
-from blockio.buffers import IoVector
 from blockio.errors import OutOfRange, ReadOnly
 from blockio.throttle.buckets import Direction
 from blockio.types import INT_MAX, Perm, PreallocMode, RequestFlags, StatusFlags
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
-
-    from typing_extensions import Buffer
+    from collections.abc import Awaitable, Callable
 
     from blockio.backend.accounting import Counters
     from blockio.backend.parking import Place
-    from blockio.buffers import BufferLike
+    from blockio.buffers import BufferLike, IoVector
     from blockio.graph.edge import Edge
     from blockio.types import BlockInfo, BlockLimits, BlockStatus
 
-__all__ = ["Requests", "readable_vector", "writable_vector"]
+__all__ = ["Requests"]
 
 _T = TypeVar("_T")
 
@@ -49,20 +48,6 @@ _SECTOR: Final = 512
 _ZERO: Final = int(StatusFlags.ZERO)
 _PIECE: Final = 1 << 30
 """Bytes that ``co_make_zero`` asks about at a time."""
-
-
-def writable_vector(iov: BufferLike) -> IoVector:
-    """The memory of a read. TypeError where it is not memory or may not be written to."""
-    vector = IoVector.of(iov)
-    for view in vector.views:
-        if view.readonly:
-            raise TypeError("a read needs writable memory (bytearray, memoryview of one, mmap)")
-    return vector
-
-
-def readable_vector(iov: BufferLike) -> IoVector:
-    """The memory of a write. TypeError where it is not memory."""
-    return IoVector.of(iov)
 
 
 class Requests(NodeAccounting):
@@ -108,30 +93,8 @@ class Requests(NodeAccounting):
         False also in any thread but the backend's own, while drained, and for requests that are in error: ``co_preadv``
         tells which.
         """
-        read = self._fast_read
-        if read is None or get_ident() != self._context.thread_id:
-            return False
-        bufs: Sequence[Buffer]
-        if type(iov) is bytearray:
-            nbytes = len(iov)
-            bufs = (iov,)
-        elif type(iov) is memoryview:  # read-only or with gaps: the engine's BufferError tells, for nothing
-            nbytes = iov.nbytes
-            bufs = (iov,)
-        else:
-            vector = writable_vector(iov)
-            nbytes = vector.nbytes
-            bufs = vector.views
-        try:
-            if nbytes and read(offset, bufs, nbytes):
-                self._budget -= nbytes + REQUEST_COST
-                counters = self._reads
-                counters.operations += 1
-                counters.bytes += nbytes
-                return True
-        except BufferError:
-            return False
-        return False
+        lane = self._fast_read
+        return lane is not None and lane(offset, iov)
 
     async def co_preadv(self, offset: int, iov: BufferLike, flags: RequestFlags | int = 0) -> None:
         """Fill *iov* (one writable buffer or a list of them) with the disk's bytes from *offset* on.
@@ -139,12 +102,14 @@ class Requests(NodeAccounting):
         OutOfRange (EIO) for a request of more than 2^31-1 bytes, at a negative offset or past the end; NoMedium;
         TypeError for memory that cannot be written to; any error of the layers below.
         """
-        if not flags and self.try_preadv(offset, iov):
-            if self._budget < 0:
-                await self._give_a_turn()
-            return
-        vector, at = writable_vector(iov), index(offset)
-        await self._enter(lambda: self._do_preadv(at, vector, flags), self._reads, vector.nbytes)
+        lane = self._fast_read
+        if flags or lane is None or not lane(offset, iov):
+            vector = writable_vector(iov)
+            # No closure: its cells would be made for each request, also for those that end above.
+            work = partial(self._do_preadv, index(offset), vector, flags)
+            await self._enter(work, self._reads, vector.nbytes)
+        elif self._reads.weight > self._reads.due:
+            await _give_a_turn(self._reads)
 
     async def _do_preadv(self, offset: int, vector: IoVector, flags: RequestFlags | int) -> None:
         edge = self._check_byte_request(offset, vector.nbytes)
@@ -152,39 +117,12 @@ class Requests(NodeAccounting):
             await self._throttled.intercept(Direction.READ, vector.nbytes)
         await edge.co_preadv(offset, vector, flags)
 
-    async def _give_a_turn(self) -> None:
-        """Inline completions never suspend: without this a busy reader would starve the loop."""
-        self._budget = FAIRNESS_BUDGET
-        await asyncio.sleep(0)
-
     # -- writes
 
     def try_pwritev(self, offset: int, iov: BufferLike) -> bool:
         """Write *iov* at *offset* now if that needs no waiting; else answer False, having written nothing."""
-        write = self._fast_write
-        if write is None or get_ident() != self._context.thread_id:
-            return False
-        bufs: Sequence[Buffer]
-        if type(iov) is bytes or type(iov) is bytearray:
-            nbytes = len(iov)
-            bufs = (iov,)
-        elif type(iov) is memoryview:
-            nbytes = iov.nbytes
-            bufs = (iov,)
-        else:
-            vector = readable_vector(iov)
-            nbytes = vector.nbytes
-            bufs = vector.views
-        try:
-            if nbytes and write(offset, bufs, nbytes):
-                self._budget -= nbytes + REQUEST_COST
-                counters = self._writes
-                counters.operations += 1
-                counters.bytes += nbytes
-                return True
-        except BufferError:
-            return False
-        return False
+        lane = self._fast_write
+        return lane is not None and lane(offset, iov)
 
     async def co_pwritev(self, offset: int, iov: BufferLike, flags: RequestFlags | int = 0) -> None:
         """Write *iov* (one buffer or a list of them) at *offset*. With the write cache off it is durable afterwards.
@@ -192,12 +130,14 @@ class Requests(NodeAccounting):
         Errors as ``co_preadv``; also ReadOnly (EPERM). After an error or a cancellation each byte of the range is
         either the old or the new one.
         """
-        if not flags and self.try_pwritev(offset, iov):
-            if self._budget < 0:
-                await self._give_a_turn()
-            return
-        vector, at = readable_vector(iov), index(offset)
-        await self._enter(lambda: self._do_pwritev(at, vector, flags), self._writes, vector.nbytes)
+        lane = self._fast_write
+        if flags or lane is None or not lane(offset, iov):
+            vector = readable_vector(iov)
+            # No closure: its cells would be made for each request, also for those that end above.
+            work = partial(self._do_pwritev, index(offset), vector, flags)
+            await self._enter(work, self._writes, vector.nbytes)
+        elif self._writes.weight > self._writes.due:
+            await _give_a_turn(self._writes)
 
     async def co_pwritev_part(
         self, offset: int, nbytes: int, iov: BufferLike, iov_offset: int, flags: RequestFlags | int = 0
@@ -385,6 +325,12 @@ class Requests(NodeAccounting):
         if not self._perm & (_WRITES_UNCHANGED if flags & _WRITE_UNCHANGED else Perm.WRITE):
             raise ReadOnly(f"{self._describe()} was opened without the permission to write")
         return edge
+
+
+async def _give_a_turn(counters: Counters) -> None:
+    """Inline completions never suspend: without this a busy reader would starve the loop."""
+    counters.due = counters.weight + FAIRNESS_BUDGET
+    await asyncio.sleep(0)
 
 
 def _not_negative(nbytes: int) -> None:

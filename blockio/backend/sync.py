@@ -19,8 +19,8 @@ from blockio.backend.commit import Commit
 from blockio.backend.copy_range import CopyRange
 from blockio.backend.ioctl import Ioctl
 from blockio.backend.limits import LimitsAndProbes
+from blockio.backend.memory import readable_vector
 from blockio.backend.plug import Plug
-from blockio.backend.requests import readable_vector
 from blockio.backend.vmstate import VmState
 from blockio.errors import OutOfRange
 from blockio.types import INT_MAX, BlockSizes, Geometry, PreallocMode

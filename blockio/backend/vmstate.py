@@ -9,7 +9,8 @@ from __future__ import annotations
 from operator import index
 from typing import TYPE_CHECKING
 
-from blockio.backend.requests import Requests, readable_vector, writable_vector
+from blockio.backend.memory import readable_vector, writable_vector
+from blockio.backend.requests import Requests
 from blockio.io.driver_calls import load_vmstate, save_vmstate
 
 if TYPE_CHECKING:

@@ -288,3 +288,43 @@ async def test_node_by_node(tmp_path: Path, fast: bool) -> None:
         assert blk.node_stats() == []
         await blk.co_preadv(0, memory)
         assert blk.stats.snapshot().read.operations == 4
+
+
+async def test_what_is_timed_while_time_is_taken_now_and_then(blk: BlockBackend, disk: MemoryDisk) -> None:
+    """Each request is timed or not by what held when it began, in both lanes, whenever it ends."""
+    reads = blk.stats.read
+    memory = bytearray(512)
+    await blk.co_preadv(0, memory)
+    assert (reads.operations, reads.timed) == (1, 0)
+    disk.stall()
+    before = blk.aio_preadv(0, memory)
+    await asyncio.sleep(0)
+    blk.stats.set_timing(True)
+    during = blk.aio_preadv(0, memory)
+    await asyncio.sleep(0)
+    disk.go()
+    await before
+    await during
+    assert (reads.operations, reads.timed) == (3, 1)
+    disk.fast = True
+    assert blk.try_preadv(0, memory)
+    assert (reads.operations, reads.timed) == (4, 2)
+    disk.fast = False
+    disk.stall()
+    late = blk.aio_preadv(0, memory)
+    await asyncio.sleep(0)
+    blk.stats.set_timing(False)
+    blk.stats.set_timing(False)
+    assert reads.timed == 2
+    disk.go()
+    await late
+    disk.fast = True
+    assert blk.try_preadv(0, memory)
+    assert (reads.operations, reads.timed, reads.bytes) == (6, 3, 6 * 512)
+    blk.stats.set_timing(True)
+    assert reads.timed == 3
+    disk.fast = False
+    disk.fail = BlockError(errno=5)
+    with pytest.raises(BlockError):
+        await blk.co_preadv(0, memory)
+    assert (reads.operations, reads.failed, reads.timed) == (6, 1, 4)

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from blockio.backend import BlockBackend, core
+from blockio.backend import BlockBackend, accounting
 from blockio.testing.driver import MemoryDisk
 from blockio.types import Perm
 from tests.backend.conftest import LENGTH
@@ -83,7 +83,7 @@ async def test_a_busy_reader_lets_others_run(blk: BlockBackend) -> None:
 
     task = asyncio.create_task(other())
     memory = bytearray(4096)
-    count = 4 * core.FAIRNESS_BUDGET // (core.REQUEST_COST + len(memory))
+    count = 4 * accounting.FAIRNESS_BUDGET // (accounting.REQUEST_COST + len(memory))
     for _ in range(count):
         await blk.co_preadv(0, memory)
     assert 3 <= turns <= 5
