@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from blockio.driver.base import CheckFix, CheckResult
+    from blockio.img.benching import bench
     from blockio.img.checking import check
     from blockio.img.committing import commit
     from blockio.img.comparing import compare
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from blockio.img.opening import Image
     from blockio.img.resizing import resize
     from blockio.img.results import (
+        BenchResult,
         CheckReport,
         CommitResult,
         Comparison,
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "blockio.driver.base": ("CheckFix", "CheckResult"),
+    "blockio.img.benching": ("bench",),
     "blockio.img.checking": ("check",),
     "blockio.img.committing": ("commit",),
     "blockio.img.comparing": ("compare",),
@@ -57,6 +60,7 @@ _HOME = {
     "blockio.img.opening": ("Image",),
     "blockio.img.resizing": ("resize",),
     "blockio.img.results": (
+        "BenchResult",
         "CheckReport",
         "CommitResult",
         "Comparison",
@@ -74,6 +78,7 @@ _HOME = {
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
+    "BenchResult",
     "CheckFix",
     "CheckReport",
     "CheckResult",
@@ -89,6 +94,7 @@ __all__ = [
     "Progress",
     "ResizeResult",
     "Snapshot",
+    "bench",
     "check",
     "commit",
     "compare",

@@ -10,6 +10,7 @@ import msgspec
 from blockio.driver.base import CheckResult
 
 __all__ = [
+    "BenchResult",
     "CheckReport",
     "CommitResult",
     "Comparison",
@@ -162,6 +163,14 @@ class ConvertResult(msgspec.Struct, frozen=True):
     """Bytes of the disk that read as zeroes in the source or turned out to, and that take no space if possible."""
     salvaged: int = 0
     """Bytes that could not be read and were made zero (``salvage``)."""
+
+
+class BenchResult(msgspec.Struct, frozen=True):
+    """How long requests took together."""
+
+    requests: int
+    nbytes: int
+    seconds: float
 
 
 class CommitResult(msgspec.Struct, frozen=True):

@@ -38,6 +38,31 @@ MAIN_OPTIONS: Final = (
 )
 
 COMMANDS: Final[dict[str, Command]] = {
+    "bench": Command(
+        "bench",
+        (
+            _HELP,
+            Option("count", ("-c",), "count", "how many requests (75000)"),
+            Option("depth", ("-d",), "depth", "how many at a time (64)"),
+            _FORMAT,
+            Option("flush-interval", ("--flush-interval",), "flush_interval", "flush after so many writes"),
+            Option("aio", ("-i",), "aio", "threads, native or io_uring"),
+            Option("native", ("-n",), "", "short for -i native"),
+            Option("no-drain", ("--no-drain",), "", "flush beside the writes, not after them"),
+            Option("offset", ("-o",), "offset", "where the first request begins"),
+            Option("pattern", ("--pattern",), "pattern", "the byte that is written (0)"),
+            _QUIET,
+            Option("size", ("-s",), "buffer_size", "bytes of a request (4096)"),
+            Option("step", ("-S",), "step_size", "how far requests lie apart; the size of one by default"),
+            _CACHE,
+            Option("write", ("-w",), "", "write, over what the image holds"),
+            _OBJECT,
+            _IMAGE_OPTS,
+            _SHARE,
+        ),
+        "[-c count] [-d depth] [-f fmt] [--flush-interval=flush_interval] [-i aio] [-n] [--no-drain] [-o offset] "
+        "[--pattern=pattern] [-q] [-s buffer_size] [-S step_size] [-t cache] [-w] [-U] filename",
+    ),
     "check": Command(
         "check",
         (

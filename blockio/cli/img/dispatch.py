@@ -56,7 +56,8 @@ def _run(argv: list[str], output: Output) -> int:
         return _tell("help", output)
     if isinstance(plan, int):
         return plan
-    status: int = asyncio.run(module.execute(plan, output))
+    run = getattr(module, "run", asyncio.run)
+    status: int = run(module.execute(plan, output))
     return status
 
 
