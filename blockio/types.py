@@ -199,6 +199,8 @@ class Limits(msgspec.Struct, frozen=True):
     max_decompressed_cluster: int = 2 << 20
     max_snapshots: int = 65536
     max_bitmaps: int = 65535
+    max_bitmap_memory: int = 256 << 20
+    """What the bits of all bitmaps that an image stores may take in memory together, and the tables that say where."""
 
 
 class OpenFlags(msgspec.Struct, frozen=True):

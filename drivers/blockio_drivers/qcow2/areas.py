@@ -1,6 +1,6 @@
-"""What a check needs of snapshot tables and bitmap directories: which clusters they take.
+"""What a check needs of snapshot tables: which clusters they take.
 
-Stands on the *Snapshots* and *Bitmaps* sections of QEMU's ``docs/interop/qcow2.txt``. Offsets and sizes are bytes.
+Stands on the *Snapshots* section of QEMU's ``docs/interop/qcow2.txt``. Offsets and sizes are bytes.
 """
 
 from __future__ import annotations
@@ -15,15 +15,11 @@ from blockio.errors import CorruptImage, LimitExceeded
 if TYPE_CHECKING:
     from blockio.types import Limits
 
-__all__ = ["Area", "SnapshotEntry", "bitmap_tables", "parse_snapshots"]
+__all__ = ["Area", "SnapshotEntry", "parse_snapshots"]
 
 _SNAPSHOT: Final = struct.Struct(">QIHHIIQII")
 _MAX_EXTRA: Final = 1024
 _MAX_SNAPSHOT_TABLE: Final = 1024 * 65536
-_BITMAP: Final = struct.Struct(">QIIBBHI")
-_MAX_BITMAP_TABLE: Final = 0x8000000
-_MAX_BITMAP_NAME: Final = 1023
-_BITMAP_FLAGS: Final = 0x7
 
 Reader = Callable[[int, int], Awaitable[bytearray]]
 
@@ -79,38 +75,3 @@ async def parse_snapshots(
 
 def _text(raw: bytes) -> str:
     return raw.split(b"\0", 1)[0].decode("utf-8", "replace")
-
-
-def bitmap_tables(directory: bytes, count: int, cluster_size: int, disk_size: int) -> list[Area]:
-    """Where the bitmap tables of a *directory* of *count* bitmaps lie. CorruptImage where it is not one."""
-    tables: list[Area] = []
-    at = 0
-    while at < len(directory):
-        if len(directory) - at < _BITMAP.size:
-            raise CorruptImage("Broken bitmap directory")
-        offset, entries, flags, kind, granularity_bits, name_size, extra = _BITMAP.unpack_from(directory, at)
-        at += _BITMAP.size + extra + name_size
-        at = -(-at // 8) * 8
-        if at > len(directory):
-            raise CorruptImage("Broken bitmap directory")
-        if len(tables) == count:
-            raise CorruptImage("More bitmaps found than specified in header extension")
-        sound = (
-            entries
-            and offset
-            and offset % cluster_size == 0
-            and entries * 8 <= _MAX_BITMAP_TABLE
-            and 9 <= granularity_bits <= 31
-            and not flags & ~_BITMAP_FLAGS
-            and 0 < name_size <= _MAX_BITMAP_NAME
-            and kind == 1
-        )
-        if not sound:
-            raise CorruptImage("Bitmap doesn't satisfy the constraints")
-        bits = -(-disk_size >> granularity_bits)
-        if not flags & 1 and entries != -(-bits // (8 * cluster_size)):
-            raise CorruptImage("Bitmap doesn't satisfy the constraints")
-        tables.append(Area(offset, entries * 8))
-    if len(tables) != count:
-        raise CorruptImage("Less bitmaps found than specified in header extension")
-    return tables

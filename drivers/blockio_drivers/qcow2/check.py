@@ -20,7 +20,8 @@ from blockio.buffers import IoVector, is_zero
 from blockio.driver.base import CheckResult
 from blockio.errors import ImageError, LimitExceeded
 from blockio.types import INT_MAX, Limits
-from blockio_drivers.qcow2.areas import Area, SnapshotEntry, bitmap_tables, parse_snapshots
+from blockio_drivers.qcow2.areas import Area, SnapshotEntry, parse_snapshots
+from blockio_drivers.qcow2.bitmap_directory import decode_directory
 from blockio_drivers.qcow2.refcounts import RefcountCodec
 from blockio_drivers.qcow2.tables import (
     BITMAP_TABLE_OFFSET_MASK,
@@ -334,7 +335,7 @@ class Checker:
             return
         self._add_table(found.directory_offset, found.directory_size)
         try:
-            tables = bitmap_tables(
+            entries = decode_directory(
                 bytes(await self.read(found.directory_offset, found.directory_size)),
                 found.nb_bitmaps,
                 self.geometry.cluster_size,
@@ -344,8 +345,9 @@ class Checker:
             self.error(f"ERROR {error}")
             self.result.check_errors += 1
             return
-        for table in tables:
-            self._add_table(table.offset, table.nbytes)
+        for entry in entries:
+            table = Area(entry.table_offset, entry.table_size * 8)
+            self._add_table(*table)
             await self._count_bitmap(table)
 
     async def _count_bitmap(self, table: Area) -> None:

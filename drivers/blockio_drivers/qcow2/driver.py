@@ -3,10 +3,8 @@
 ``image`` is what the parts share; ``mapping`` knows where guest bytes are, ``allocator`` which host clusters are
 free, ``allocation`` makes room for writes, ``discard`` lets go of it, ``writeback`` brings it all to disk in an order
 that no crash can harm, ``resize`` changes the length, ``compressed`` reads compressed clusters; ``check``, ``repair``,
-``create`` and ``info`` are what their names say. This file opens, closes and delegates.
-
-Persistent bitmaps are not kept up to date here: a writable open clears their autoclear bit, so that nobody
-believes them afterwards.
+``create`` and ``info`` are what their names say; ``bitmaps`` loads and stores the dirty bitmaps that the image keeps.
+This file opens, closes and delegates.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ from blockio.driver.base import (
     ReopenState,
 )
 from blockio.driver.gate import ReferenceKind
-from blockio.errors import CorruptImage, NoMedium, OptionError
+from blockio.errors import BlockError, CorruptImage, NoMedium, OptionError
 from blockio.types import (
     BlockInfo,
     BlockLimits,
@@ -40,10 +38,11 @@ from blockio.types import (
 )
 from blockio_drivers.qcow2.allocation import Writer
 from blockio_drivers.qcow2.allocator import Allocator
+from blockio_drivers.qcow2.bitmaps import PersistentBitmaps
 from blockio_drivers.qcow2.cache import CacheStatistics
 from blockio_drivers.qcow2.compressed import CompressedReader
 from blockio_drivers.qcow2.discard import Discarder
-from blockio_drivers.qcow2.header import MAGIC, Header, header_area
+from blockio_drivers.qcow2.header import MAGIC, Autoclear, Header, header_area
 from blockio_drivers.qcow2.holes import data_may_be_hole
 from blockio_drivers.qcow2.image import Corruption, Image, finish
 from blockio_drivers.qcow2.info import specific_info
@@ -75,14 +74,15 @@ _ZERO_WRITE: Final = int(RequestFlags.ZERO_WRITE)
 class Qcow2Driver(FormatDriver):
     """QEMU's copy-on-write format.
 
-    Invariant: ``_armed`` is True once a writable image has been made fit for changes (autoclear bits cleared, refcounts
-    repaired where the dirty bit said so); no metadata is changed before.
+    Invariant: ``_armed`` is True once a writable image has been made fit for changes (unknown autoclear bits cleared,
+    refcounts repaired where the dirty bit said so, bitmaps marked as in use); nothing is changed before.
     """
 
     name = "qcow2"
     Options = Qcow2Options
     strong_options = frozenset()
     CreateOptions = Qcow2CreateOptions
+    stores_bitmaps = True
     capabilities = Capabilities(
         write_zeroes=Capability.NATIVE,
         discard=Capability.NATIVE,
@@ -133,6 +133,8 @@ class Qcow2Driver(FormatDriver):
             self.backing = await self._open_backing(opener)
         self._discarder.backing = self.backing
         self.length = image.length
+        if not flags.inactive:
+            await self._bitmaps.load()
         if image.writable and not flags.check:
             await self._signalling(self._arm())
 
@@ -189,6 +191,7 @@ class Qcow2Driver(FormatDriver):
             pass_discard=options.pass_discard_request,
         )
         self._compressed = CompressedReader(image)
+        self._bitmaps = PersistentBitmaps(image, self._allocator)
         self._resizer = Resizer(
             image,
             self._mapping,
@@ -235,13 +238,15 @@ class Qcow2Driver(FormatDriver):
     async def _arm(self) -> None:
         """Before the first change: drop what we do not maintain, and make refcounts true."""
         image = self._image
-        if image.header.autoclear:
-            await image.set_autoclear(0)
+        known = image.header.autoclear & int(Autoclear.BITMAPS)
+        if image.header.autoclear != known:
+            await image.set_autoclear(known)
         if image.header.dirty:
             result = await self.co_check(CheckFix.ALL)
             if result.check_errors or image.header.dirty:
                 raise CorruptImage("Could not repair dirty image")
         await self._protect()
+        await self._bitmaps.begin()
         self._armed = True
 
     async def _ready(self) -> None:
@@ -283,14 +288,30 @@ class Qcow2Driver(FormatDriver):
         await self._image.barrier()
 
     async def _settle(self) -> None:
-        await self._settle_tables()
-        await self._image.mark_clean()
+        """Store the bitmaps, write everything back, mark the image clean: all of it, whichever fails."""
+        lost: BlockError | None = None
+        try:
+            await self._bitmaps.store()
+        except Corruption:
+            raise
+        except BlockError as error:
+            node = self.host.node_name
+            lost = error.prefixed(f"Lost persistent bitmaps during inactivation of node '{node}': ")
+        try:
+            await self._settle_tables()
+            await self._image.mark_clean()
+        except OSError as error:
+            if lost is not None:
+                error.add_note(str(lost))
+            raise
+        if lost is not None:
+            raise lost
 
     async def inactivate(self) -> None:
         """Write everything back and mark the image clean, as ``close`` does; from then on it is only read."""
-        if self._armed and self._image.writable:
+        armed, self._armed = self._armed, False
+        if armed and self._image.writable:
             await self._signalling(self._settle())
-        self._armed = False
 
     async def invalidate_cache(self) -> None:
         """Somebody else had the image: read header and tables anew, and make it fit for writing as ``open`` does.
@@ -308,6 +329,7 @@ class Qcow2Driver(FormatDriver):
             await self._load()
             self._discarder.backing = self.backing
             self.length = self._image.length
+            await self._bitmaps.load()
             if self._image.writable and not self.host.flags.check:
                 await self._signalling(self._arm())
         except BaseException:
@@ -326,18 +348,24 @@ class Qcow2Driver(FormatDriver):
         if was and not state.flags.read_only and header.corrupt and not state.flags.check:
             raise CorruptImage("qcow2: Image is corrupt; cannot be opened read/write", 13)
         if not was and state.flags.read_only and self._armed:
+            self._armed = False  # what is stored must be made fit for changes again, should this come to nothing
             await self._signalling(self._settle())
 
     def reopen_commit(self, state: ReopenState) -> None:
         """The next change makes the image fit for changes again: others may have had it meanwhile."""
         self._armed = self._armed and not state.flags.read_only
 
+    async def reopen_done(self) -> None:
+        """A writable image is made fit for changes now, for its bitmaps' sake."""
+        if self._image.writable and not self.host.flags.check:
+            await self._ready()
+
     # -- facts
 
     def attach_context(self, context: AioContext) -> None:
         """Locks for the new loop."""
         self._arming = asyncio.Lock()
-        for part in (self._image, self._allocator, self._mapping, self._write_back):
+        for part in (self._image, self._allocator, self._mapping, self._write_back, self._bitmaps):
             part.change_loop()
 
     def limits(self) -> BlockLimits:
@@ -357,7 +385,7 @@ class Qcow2Driver(FormatDriver):
 
     def specific_info(self) -> dict[str, Any]:
         """``format-specific`` of ``info``."""
-        return specific_info(self._image.header)
+        return specific_info(self._image.header, self._bitmaps.info())
 
     def backing_reference(self) -> tuple[str, str | None] | None:
         """Name and format of the backing file, as the header has them."""
@@ -446,6 +474,7 @@ class Qcow2Driver(FormatDriver):
     async def co_truncate(self, length: int, *, exact: bool, prealloc: PreallocMode, flags: RequestFlags | int) -> None:
         """Grow or shrink; see ``resize``."""
         await self._ready()
+        self._bitmaps.refuse_resize(length)
         work = self._resizer.truncate(length, PreallocMode(prealloc), zero=bool(flags & _ZERO_WRITE))
         try:
             await self._signalling(work)
@@ -470,6 +499,19 @@ class Qcow2Driver(FormatDriver):
         finally:
             await finish(self._reload())
         return result
+
+    # -- persistent bitmaps
+
+    async def co_can_store_new_dirty_bitmap(self, name: str, granularity: int) -> None:
+        """See ``bitmaps``."""
+        if self._image.writable:
+            await self._ready()
+        self._bitmaps.can_store(name, granularity)
+
+    async def co_remove_persistent_dirty_bitmap(self, name: str) -> None:
+        """See ``bitmaps``."""
+        await self._ready()
+        await self._signalling(self._bitmaps.remove(name))
 
     async def _reload(self) -> None:
         """The image was changed behind our back: believe nothing that is in memory. Failing, it is dead to us."""

@@ -191,6 +191,7 @@ class ExtensionReader:
         self.data_file: str | None = None
         self.feature_names: tuple[FeatureName, ...] = ()
         self.bitmaps: BitmapsExtension | None = None
+        self.stale_bitmaps = False
         self.encryption: EncryptionExtension | None = None
         self.unknown: list[UnknownExtension] = []
         self._kept = 0
@@ -241,6 +242,7 @@ class ExtensionReader:
         if len(payload) != 24:
             raise corrupt("bitmaps_ext: Invalid extension length")
         if not self.bitmaps_valid:
+            self.stale_bitmaps = True
             return None
         nb_bitmaps, reserved, directory_size, directory_offset = struct.unpack(">IIQQ", payload)
         if reserved:

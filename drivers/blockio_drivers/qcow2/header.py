@@ -176,6 +176,8 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     data_file: str | None = None
     feature_names: tuple[FeatureName, ...] = ()
     bitmaps: BitmapsExtension | None = None
+    stale_bitmaps: bool = False
+    """There is a bitmaps extension, but its autoclear bit is off: somebody who knows no bitmaps wrote to the image."""
     encryption: EncryptionExtension | None = None
     unknown_extensions: tuple[UnknownExtension, ...] = ()
 
@@ -385,6 +387,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
             data_file=known.data_file,
             feature_names=known.feature_names,
             bitmaps=known.bitmaps,
+            stale_bitmaps=known.stale_bitmaps,
             encryption=known.encryption,
             unknown_extensions=tuple(known.unknown),
         )

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from blockio.driver.base import DriverHost
     from blockio.driver.child import Child
+    from blockio_drivers.qcow2.extensions import BitmapsExtension
     from blockio_drivers.qcow2.header import Header
     from blockio_drivers.qcow2.overlap import OverlapGuard
 
@@ -180,6 +181,10 @@ class Image:
     async def set_autoclear(self, features: int) -> None:
         """Write the autoclear feature bits, and make them stable."""
         await self._set_field(AUTOCLEAR_FEATURES_OFFSET, features.to_bytes(8, "big"), autoclear=features)
+
+    async def set_bitmaps(self, offset: int, value: bytes, extension: BitmapsExtension | None) -> None:
+        """Write *value*, after which the bitmaps extension is *extension*, and make it stable."""
+        await self._set_field(offset, value, bitmaps=extension, stale_bitmaps=False)
 
     async def set_size(self, size: int) -> None:
         """Write the disk's length, and make it stable."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from blockio_drivers.qcow2.header import Header
 
 __all__ = ["specific_info"]
 
 
-def specific_info(header: Header) -> dict[str, Any]:
+def specific_info(header: Header, bitmaps: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
     """``{"type": "qcow2", "data": {…}}`` with the keys of QEMU's ImageInfoSpecificQCow2, in its order.
 
     A version 2 image has no feature bits, and QEMU says nothing of them.
@@ -26,4 +28,6 @@ def specific_info(header: Header) -> dict[str, Any]:
         }
     else:
         data |= {"compression-type": header.compression_type.name.lower(), "refcount-bits": header.refcount_bits}
+    if bitmaps:
+        data["bitmaps"] = list(bitmaps)
     return {"type": "qcow2", "data": data}

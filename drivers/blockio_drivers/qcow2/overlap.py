@@ -1,8 +1,8 @@
 """Nothing is written over metadata: the check before every write that could.
 
 QEMU's classes and words. ``overlap-check`` says which classes are looked at: ``none``; ``constant`` (header, active
-L1, refcount table, snapshot table); ``cached``, the default (also L2 tables, refcount blocks and snapshots' L1
-tables); ``all`` (also snapshots' L2 tables).
+L1, refcount table, snapshot table, bitmap directory); ``cached``, the default (also L2 tables, refcount blocks and
+snapshots' L1 tables); ``all`` (also snapshots' L2 tables).
 
 Invariant: ``l2_tables`` and ``refcount_blocks`` are sorted and hold what the L1 table and the refcount table in
 memory point at, each once. Eight bytes for each, so that a hostile table cannot cost more than its own size again.
@@ -83,6 +83,8 @@ class OverlapGuard:
         self.snapshot_table_bytes = 0
         self._seen: Header | None = None
         self._fixed_end = 0
+        self._directory_start = 0
+        self._directory_end = 0
 
     def refresh(self) -> None:
         """What the guard was told of snapshots changed."""
@@ -100,7 +102,10 @@ class OverlapGuard:
                 header.snapshots_offset + self.snapshot_table_bytes,
                 *(at + size for at, size in self.inactive_l1),
             )
-        if start < self._fixed_end or self._level > 2:
+            found = header.bitmaps
+            self._directory_start = 0 if found is None else found.directory_offset
+            self._directory_end = 0 if found is None else found.directory_offset + found.directory_size
+        if start < self._fixed_end or self._level > 2 or (self._directory_start < end and start < self._directory_end):
             return False
         offsets = self.l2_tables.offsets
         at = bisect_left(offsets, start)
@@ -138,6 +143,13 @@ class OverlapGuard:
             return "refcount block"
         if in_table(header.snapshots_offset, self.snapshot_table_bytes):
             return "snapshot table"
+        directory = header.bitmaps
+        if (
+            directory is not None
+            and ignore != "bitmap directory"
+            and in_table(directory.directory_offset, directory.directory_size)
+        ):
+            return "bitmap directory"
         if level > 1 and any(in_table(at, size) for at, size in self.inactive_l1):
             return "inactive L1 table"
         if level > 2 and self.inactive_l2.any_in(start, end):

@@ -1,0 +1,56 @@
+"""What the tests of persistent bitmaps share: an image on disk, QEMU's eye on its bitmaps, and drivers in memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+from blockio.bitmaps import DirtyBitmap
+from blockio.testing.memory import MemoryHost
+
+__all__ = ["bitmaps_of", "listed", "qemu_bits", "qemu_list"]
+
+
+def bitmaps_of(host: MemoryHost) -> dict[str, tuple[int, bool, list[int]]]:
+    """Name to (granularity, enabled, dirty granules) of the consistent bitmaps."""
+    return {
+        bitmap.name: (bitmap.granularity, bitmap.enabled, [at // bitmap.granularity for at in bitmap])
+        for bitmap in host.dirty_bitmaps
+        if bitmap.name is not None and not bitmap.inconsistent
+    }
+
+
+def listed(bitmap: DirtyBitmap) -> list[int]:
+    """The dirty granules."""
+    return [at // bitmap.granularity for at in bitmap]
+
+
+def qemu_list(path: Path) -> list[tuple[str, int, list[str]]]:
+    """(name, granularity, flags) of each bitmap that qemu-img lists."""
+    done = subprocess.run(
+        ["qemu-img", "info", "-U", "--output=json", "-f", "qcow2", path], capture_output=True, text=True, check=True
+    )
+    found = json.loads(done.stdout)["format-specific"]["data"].get("bitmaps", [])
+    return [(item["name"], item["granularity"], item["flags"]) for item in found]
+
+
+def qemu_bits(path: Path, name: str, folder: Path) -> list[tuple[int, int]]:
+    """(offset, length) of the dirty areas of bitmap *name*, as an NBD client of QEMU sees them."""
+    socket = folder / "nbd.sock"
+    server = subprocess.Popen(
+        ["qemu-nbd", "-r", "-f", "qcow2", "-B", name, "-k", socket, "-x", "disk", "--fork", path],
+        stdin=subprocess.DEVNULL,
+    )
+    assert server.wait(30) == 0
+    # The server ends with its first client.
+    options = f"driver=nbd,export=disk,server.type=unix,server.path={socket},x-dirty-bitmap=qemu:dirty-bitmap:{name}"
+    done = subprocess.run(
+        ["qemu-img", "map", "--output=json", "--image-opts", options],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    # Dirty shows as a hole, clean as data.
+    return [(item["start"], item["length"]) for item in json.loads(done.stdout) if not item["data"]]
