@@ -1,16 +1,18 @@
 # The commands of this project. `make demo` and `make test` set everything up by themselves.
 .DEFAULT_GOAL := help
-.PHONY: help venv peers demo test explore crash bench lint format clean
+.PHONY: help venv peers demo test explore crash stress bench lint format clean
 BIN := .venv/bin
 SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d " ")
 TESTS ?= tests
 CRASH_STATES ?= 500000
+STRESS_STEPS ?= 10000
 JOBS ?= $(shell nproc)
 
 help:
 	@echo 'make demo     what blockio does, on real images, in some seconds'
 	@echo 'make test     all tests [TESTS=tests/io] [JOBS=n]; fetches the peers of the interop tests where it may'
 	@echo 'make explore  the property tests, long and at random [SEED=n] [TESTS=…]'
+	@echo 'make stress   requests while a backend moves, drains, resizes, throttles [STRESS_STEPS=n] [SEED=n]'
 	@echo 'make crash    every state that a crash may leave of a qcow2 image [CRASH_STATES=n] [SEED=n]'
 	@echo 'make bench    side by side with what else there is [ARGS=--quick]'
 	@echo 'make lint     ruff, mypy, import contracts'
@@ -37,6 +39,9 @@ explore: .venv/.stamp peers
 crash: .venv/.stamp peers
 	CRASH_STATES=$(CRASH_STATES) CRASH_SEED=$(SEED) \
 		$(BIN)/pytest -n $(JOBS) --dist worksteal -rP tests/qcow2/test_crash_states.py
+
+stress: .venv/.stamp
+	STRESS_STEPS=$(STRESS_STEPS) STRESS_SEED=$(SEED) $(BIN)/pytest -rP tests/backend/test_stress.py
 
 bench: .venv/.stamp peers
 	@$(BIN)/python -m benchmarks $(ARGS)
