@@ -96,6 +96,7 @@ class Disk:
 
     def at_rest(self) -> None:
         assert not len(self.driver._writer.locks), "no guest cluster stays held"
+        assert not len(self.driver._writer._queue), "nobody stays queued"
         assert not self.driver._image.retired.readers, "no reader stays inside"
         assert not self.driver.statistics()["l2"].pinned, "no table stays pinned"
 

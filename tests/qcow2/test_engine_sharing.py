@@ -110,6 +110,28 @@ async def test_readers_writers_and_discards_at_once(seed: int) -> None:
     assert qemu_reads(child.data) == model
 
 
+async def test_two_that_wait_for_the_same_room_do_not_let_each_other_pass_forever() -> None:
+    """Regression: whoever's turn came found the other queued behind it, and queued behind that one."""
+    child = MemoryChild((await new_image(1 << 20, cluster_size=CLUSTER)).data)
+    async with open_disk(child) as disk:
+        first = await disk.driver.co_allocate(0, 512)
+        waiting = [
+            asyncio.ensure_future(disk.write(512, b"b" * 512)),
+            asyncio.ensure_future(disk.discard(0, 2 * CLUSTER)),
+            asyncio.ensure_future(disk.write(CLUSTER - 512, b"d" * 1024)),
+        ]
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not any(task.done() for task in waiting)
+        await first.abandon()
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert all(task.done() for task in waiting)
+        await asyncio.gather(*waiting)
+        disk.at_rest()
+        assert await disk.read(CLUSTER - 512, 1024) == b"d" * 1024
+
+
 async def test_a_freed_cluster_waits_for_its_readers() -> None:
     child = await new_image(64 * CLUSTER, cluster_size=CLUSTER)
     async with open_disk(child) as disk:

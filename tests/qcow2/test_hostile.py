@@ -130,6 +130,26 @@ async def test_reading_what_the_tables_promise(name: str, tmp_path: Path) -> Non
             assert caught.value.errno == errno.EIO
 
 
+@pytest.mark.parametrize(
+    ("what", "bend"),
+    [
+        ("Data cluster", lambda i: i.put_entry(i.l2_entry_at(0), COPIED | 1 << 40)),
+        ("Preallocated cluster", lambda i: i.put_entry(i.l2_entry_at(0), COPIED | 1 << 40 | 1)),
+        ("L2 table", lambda i: i.put_entry(i.l1_entry_at(0), COPIED | 1 << 40)),
+    ],
+)
+async def test_an_entry_cannot_make_the_file_as_long_as_it_likes(
+    what: str, bend: Callable[[Craft], object], tmp_path: Path
+) -> None:
+    image = await new_image(1 << 20)
+    bend(image)
+    path = image.save(tmp_path / "hostile.qcow2")
+    async with blockio.open(str(path), format="qcow2") as blk:
+        with pytest.raises(CorruptImage, match=f"{what} offset 0x10000000000 is outside of the image"):
+            await blk.co_pwritev(0, bytes(512))
+    assert path.stat().st_size < 1 << 20
+
+
 @given(st.integers(0, 0x1FF), st.binary(min_size=1, max_size=16), st.booleans())
 async def test_any_header_opens_or_is_refused_by_name(at: int, noise: bytes, read_only: bool) -> None:
     """Whatever the header says, the driver opens or raises a BlockError; it never asks for memory beyond limits."""

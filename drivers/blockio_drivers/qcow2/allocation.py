@@ -111,6 +111,7 @@ class Writer:
     def __init__(self, image: Image, mapping: Mapping, allocator: Allocator, write_back: WriteBack) -> None:
         self.image = image
         self.locks = RangeLocks()
+        self._queue = RangeLocks()
         self._mapping = mapping
         self._allocator = allocator
         self._write_back = write_back
@@ -118,13 +119,17 @@ class Writer:
         self._cluster = image.geometry.cluster_size
         self._mask = image.geometry.cluster_mask
 
-    async def wait_for(self, start: int, nbytes: int) -> bool:
-        """Wait for room in that (cluster-aligned) range that is not linked yet; True: we waited, look again."""
-        if not self.locks.conflicts(start, nbytes):
+    async def wait_for(self, start: int, nbytes: int, *, again: bool) -> bool:
+        """Wait for room in that (cluster-aligned) range that is not linked yet; True: we waited, look *again*.
+
+        Whoever waits is queued, so that a stream of writers cannot starve it. Whose turn has come then only looks at
+        what is held, not at those queued behind it: two that did would let each other pass forever.
+        """
+        if not self.locks.conflicts(start, nbytes) and (again or not self._queue.conflicts(start, nbytes)):
             return False
-        # Queued like everybody else, so that a stream of writers cannot starve us; let go of at once, because what
-        # follows happens without an await.
-        (await self.locks.acquire(start, nbytes)).release()
+        async with self._queue.hold(start, nbytes):
+            # Let go of at once, because what follows happens without an await.
+            (await self.locks.acquire(start, nbytes)).release()
         return True
 
     async def allocate(self, offset: int, nbytes: int) -> Allocation:
@@ -136,6 +141,7 @@ class Writer:
         start = offset & ~self._mask
         first = (offset >> self._bits) & (mapping.slice_entries - 1)
         last = min(mapping.slice_entries, first + ((offset - start + nbytes + self._mask) >> self._bits))
+        waited = False
         while True:
             found = mapping.writable(key)
             if found is None:
@@ -143,9 +149,16 @@ class Writer:
                 continue
             place = self._in_place(found.table, first, last, offset, nbytes)
             if place is not None:
+                if place.host_offset >= self.image.file.length:
+                    try:
+                        await self._allocator.belongs(place.host_offset, "Data cluster")
+                    except BaseException:
+                        await place.abandon()
+                        raise
                 return place
-            if not await self.wait_for(start, self._cluster):
+            if not await self.wait_for(start, self._cluster, again=waited):
                 break
+            waited = True
         return await self._new_room(found, first, last, offset, nbytes)
 
     def _in_place(self, table: array[int], first: int, last: int, offset: int, nbytes: int) -> InPlace | None:
@@ -193,6 +206,7 @@ class Writer:
             if reused:
                 room, fresh = entry & L2_OFFSET_MASK, False
                 self.image.guard.check(room, count << self._bits)
+                await self._allocator.belongs(room, "Preallocated cluster")
             else:
                 room, fresh = await self._allocator.allocate(count, "data cluster")
         except BaseException:

@@ -139,6 +139,15 @@ class Allocator:
         found = await self.cache.get(cluster >> self._slice_bits)
         return self._codec.get(found.table, cluster & ((1 << self._slice_bits) - 1))
 
+    async def belongs(self, host_offset: int, what: str) -> None:
+        """Corruption where *host_offset*, about to be written, is past the end of the file and its cluster not counted.
+
+        No sound image has such a cluster: room is counted, or written to before anything points at it. To write there
+        because some entry says so would make the file as long as that entry likes.
+        """
+        if host_offset >= self._image.file.length and not await self.refcount(host_offset):
+            raise Corruption(f"{what} offset {host_offset:#x} is outside of the image", offset=host_offset)
+
     async def write_blocks(self) -> None:
         """Write every dirty part of a refcount block. Raises on the first failure: the rest stays dirty."""
         async with self._writing:

@@ -104,6 +104,7 @@ class Discarder:
 
     async def _each(self, offset: int, end: int, change: Callable[[int], int], *, skip_missing: bool) -> None:
         mapping = self._mapping
+        waited = False
         while offset < end:
             key = offset >> mapping.slice_shift
             stop = min(end, (key + 1) << mapping.slice_shift)
@@ -115,8 +116,10 @@ class Discarder:
             if found is None:
                 await mapping.make_writable(key)
                 continue
-            if await self._writer.wait_for(offset, stop - offset):
+            if await self._writer.wait_for(offset, stop - offset, again=waited):
+                waited = True
                 continue
+            waited = False
             # No await between here and the end of the slice.
             table = found.table
             first = (offset >> self._bits) & (mapping.slice_entries - 1)

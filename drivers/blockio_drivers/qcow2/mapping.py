@@ -147,6 +147,8 @@ class Mapping:
             async with self._tables:
                 if not self._image.l1[index] & COPIED:
                     await self._new_table(index)
+        else:
+            await self._allocator.belongs(self.table_offset(index), "L2 table")
         await self.cache.get(key)
 
     async def _new_table(self, index: int) -> None:
