@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import tempfile
 from pathlib import Path
 
 from blockio.bitmaps import DirtyBitmap
@@ -35,22 +36,19 @@ def qemu_list(path: Path) -> list[tuple[str, int, list[str]]]:
     return [(item["name"], item["granularity"], item["flags"]) for item in found]
 
 
-def qemu_bits(path: Path, name: str, folder: Path) -> list[tuple[int, int]]:
+def qemu_bits(path: Path, name: str) -> list[tuple[int, int]]:
     """(offset, length) of the dirty areas of bitmap *name*, as an NBD client of QEMU sees them."""
-    socket = folder / "nbd.sock"
-    server = subprocess.Popen(
-        ["qemu-nbd", "-r", "-f", "qcow2", "-B", name, "-k", socket, "-x", "disk", "--fork", path],
-        stdin=subprocess.DEVNULL,
-    )
-    assert server.wait(30) == 0
-    # The server ends with its first client.
-    options = f"driver=nbd,export=disk,server.type=unix,server.path={socket},x-dirty-bitmap=qemu:dirty-bitmap:{name}"
-    done = subprocess.run(
-        ["qemu-img", "map", "--output=json", "--image-opts", options],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
+    # A server ends with its first client, a little later: it shares the image, so that nobody meets its locks, and has
+    # a socket of its own.
+    shared = f"driver=qcow2,force-share=on,file.driver=file,file.filename={path}"
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        socket = f"{folder}/nbd"
+        server = ["qemu-nbd", "-r", "--image-opts", "-B", name, "-k", socket, "-x", "disk", "--fork", shared]
+        subprocess.run(server, stdin=subprocess.DEVNULL, check=True, timeout=60)
+        options = (
+            f"driver=nbd,export=disk,server.type=unix,server.path={socket},x-dirty-bitmap=qemu:dirty-bitmap:{name}"
+        )
+        command = ["qemu-img", "map", "--output=json", "--image-opts", options]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     # Dirty shows as a hole, clean as data.
     return [(item["start"], item["length"]) for item in json.loads(done.stdout) if not item["data"]]

@@ -86,7 +86,7 @@ async def test_qemu_reads_what_we_record(cluster_size: int, granularity: int, op
             bitmap = node_of(blk).find_dirty_bitmap("ours")
             assert bitmap is not None
             areas = list(bitmap.areas())
-        assert qemu_bits(path, "ours", tmp_path) == areas
+        assert qemu_bits(path, "ours") == areas
         assert qemu_list(path) == [("ours", granularity, ["auto"])]
         assert_clean(path)
 
@@ -106,7 +106,7 @@ async def test_we_read_what_qemu_records(cluster_size: int, tmp_path: Path) -> N
         assert (infos["off"].count, infos["off"].recording) == (0, False)
         fine = node_of(blk).find_dirty_bitmap("fine")
         assert fine is not None
-        assert list(fine.areas()) == qemu_bits(path, "fine", tmp_path)
+        assert list(fine.areas()) == qemu_bits(path, "fine")
         with pytest.raises(BlockError, match="Bitmap 'fine' is readonly and cannot be modified"):
             fine.clear()
         with pytest.raises(BlockError, match="Bitmap 'off' is readonly and cannot be modified"):
@@ -130,7 +130,7 @@ async def test_merging_and_removing_in_turns(tmp_path: Path) -> None:
         block_dirty_bitmap_disable(node, "a")
         await block_dirty_bitmap_add(node, "forgotten", granularity=4096)
     assert qemu_list(path) == [("a", 65536, []), ("b", 4096, ["auto"])]
-    assert qemu_bits(path, "b", tmp_path) == [(MIB, MIB), (8 * MIB, 65536)]
+    assert qemu_bits(path, "b") == [(MIB, MIB), (8 * MIB, 65536)]
     qemu_img("bitmap", "--remove", path, "a")
     async with opened(path) as blk:
         assert [info.name for info in node_of(blk).query_dirty_bitmaps()] == ["b"]
@@ -163,7 +163,7 @@ async def test_in_use_while_it_is_open_for_writing(tmp_path: Path) -> None:
         assert qemu_list(path) == [("b0", 65536, ["in-use", "auto"])]
         assert not bitmap.readonly
         await blk.co_pwritev(MIB, b"x")
-    assert qemu_bits(path, "b0", tmp_path) == [(0, 65536), (MIB, 65536)]
+    assert qemu_bits(path, "b0") == [(0, 65536), (MIB, 65536)]
     assert_clean(path)
 
 
@@ -211,7 +211,7 @@ async def test_the_disk_changes_its_length(tmp_path: Path) -> None:
             await blk.co_pwritev(4 * MIB, b"x" * 2000)
             await blk.co_truncate(size)
             await blk.co_pwritev(size - 512, b"x" * 512)
-        assert qemu_bits(path, "b0", tmp_path) == [(4 * MIB, 2048), (size - 512, 512)]
+        assert qemu_bits(path, "b0") == [(4 * MIB, 2048), (size - 512, 512)]
         assert_clean(path)
 
 
@@ -232,7 +232,7 @@ async def test_inactive_images_are_stored(tmp_path: Path) -> None:
         assert bitmap is not None
         assert list(bitmap.areas()) == [(MIB, 65536), (3 * MIB, 65536)]
         await blk.co_pwritev(5 * MIB, b"x")
-    assert qemu_bits(path, "b0", tmp_path) == [(MIB, 65536), (3 * MIB, 65536), (5 * MIB, 65536)]
+    assert qemu_bits(path, "b0") == [(MIB, 65536), (3 * MIB, 65536), (5 * MIB, 65536)]
     assert_clean(path)
 
 
