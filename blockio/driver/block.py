@@ -249,6 +249,10 @@ class BlockDriver(ABC):
         """The backing file name and format as the image holds them, or None."""
         return None
 
+    def supports_persistent_dirty_bitmap(self) -> bool:
+        """Whether this image can hold bitmaps."""
+        return self.stores_bitmaps
+
     # -- requests: slow lane
 
     @abstractmethod

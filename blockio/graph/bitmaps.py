@@ -66,8 +66,8 @@ class BitmapOwner:
 
     @property
     def supports_persistent_dirty_bitmap(self) -> bool:
-        """Whether images of this format can hold bitmaps."""
-        return self.driver is not None and self.driver.stores_bitmaps
+        """Whether the image can hold bitmaps."""
+        return self.driver is not None and self.driver.supports_persistent_dirty_bitmap()
 
     async def co_can_store_new_dirty_bitmap(self, name: str, granularity: int) -> None:
         """Raise BlockError where the image could not hold a new bitmap of that kind (ENOTSUP, EINVAL, EPERM)."""

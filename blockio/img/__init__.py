@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from blockio.driver.base import CheckFix, CheckResult
     from blockio.img.benching import bench
+    from blockio.img.bitmapping import BitmapAction, BitmapOperation, bitmap
     from blockio.img.checking import check
     from blockio.img.committing import commit
     from blockio.img.comparing import compare
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 _HOME = {
     "blockio.driver.base": ("CheckFix", "CheckResult"),
     "blockio.img.benching": ("bench",),
+    "blockio.img.bitmapping": ("BitmapAction", "BitmapOperation", "bitmap"),
     "blockio.img.checking": ("check",),
     "blockio.img.committing": ("commit",),
     "blockio.img.comparing": ("compare",),
@@ -79,6 +81,8 @@ _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "BenchResult",
+    "BitmapAction",
+    "BitmapOperation",
     "CheckFix",
     "CheckReport",
     "CheckResult",
@@ -95,6 +99,7 @@ __all__ = [
     "ResizeResult",
     "Snapshot",
     "bench",
+    "bitmap",
     "check",
     "commit",
     "compare",

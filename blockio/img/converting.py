@@ -16,6 +16,7 @@ import msgspec
 
 from blockio.driver.registry import find_protocol
 from blockio.errors import BlockError, OptionError, OutOfRange, UnsupportedFeature
+from blockio.img.bitmapping import copy_bitmaps, refuse_broken_bitmaps
 from blockio.img.copying import Copier, Source
 from blockio.img.creating import CreatePlan, option_pairs, plan_create
 from blockio.img.opening import Image, ImageLike, image_of, opened, sectors_up
@@ -52,6 +53,7 @@ async def convert(
     compress: bool = False,
     salvage: bool = False,
     bitmaps: bool = False,
+    skip_broken_bitmaps: bool = False,
     snapshot: str | None = None,
     limit: RateLimit | None = None,
     gate: OpenGate | None = None,
@@ -65,12 +67,13 @@ async def convert(
     zeroes). With *backing_file* the new image only gets what the source's top image holds itself. *sparse*: runs of
     that many zeroes take no space if possible; 0 writes everything. *workers* requests are under way at once;
     *in_order* False lets their writes begin in any order. *copy_offload* asks the storage to copy. *salvage*: what
-    cannot be read becomes zeroes. *limit* slows it down, and may be changed meanwhile. The target is cached ``unsafe``
+    cannot be read becomes zeroes. *bitmaps* are copied as well; inconsistent ones are refused, or left out where
+    *skip_broken_bitmaps* says so. *limit* slows it down, and may be changed meanwhile. The target is cached ``unsafe``
     unless it is an ``Image`` that says otherwise: flush it yourself where a power failure matters.
 
     Raises BlockError; ``error while reading at byte N: …`` or ``writing`` for I/O on the way; UnsupportedFeature for
-    *compress*, *snapshot*, and *bitmaps* of a source that has some. A failed or cancelled conversion leaves no
-    half-written file behind.
+    *compress*, *snapshot*, and *bitmaps* where one side has no room for them. A failed or cancelled conversion leaves
+    no half-written file behind.
     """
     inputs = [image_of(source) for source in ([sources] if isinstance(sources, (str, Image)) else sources)]
     if not inputs:
@@ -103,7 +106,14 @@ async def convert(
             )
         if plan is not None and backing_file is not None and plan.get("backing_fmt") is None:
             raise OptionError("Use of backing file requires explicit backing format")
-        _refuse_unsupported(format, inputs, disks, compress=compress, bitmaps=bitmaps)
+        if compress:
+            raise UnsupportedFeature("Compression not supported for this file format")
+        if bitmaps:
+            if len(disks) > 1:
+                raise OptionError("Copying bitmaps only possible with single source")
+            refuse_broken_bitmaps(disks[0].node, skip_broken=skip_broken_bitmaps)
+            if plan is not None and not plan.driver.stores_bitmaps:
+                raise UnsupportedFeature(f"Format driver '{format}' does not support bitmaps")
         place = Place(output, plan, trust)
         await outer.enter_async_context(place)
         blk = await stack.enter_async_context(
@@ -111,6 +121,10 @@ async def convert(
         )
         if plan is None and sectors_up(blk.getlength()) < start:
             raise OutOfRange("output file is smaller than input file")
+        node = blk.bs
+        assert node is not None
+        if bitmaps and not node.supports_persistent_dirty_bitmap:
+            raise UnsupportedFeature(f"Format driver '{node.driver_class.name}' does not support bitmaps")
         meter = Meter(observer, start)
         copier = Copier(
             disks,
@@ -128,6 +142,8 @@ async def convert(
             on_warning=on_warning,
         )
         await copier.run()
+        if bitmaps:
+            await copy_bitmaps(disks[0].node, node, on_warning=on_warning)
     meter.finish()
     return ConvertResult(
         output.name, None if output.options else format, start, copier.copied, copier.zeroed, copier.salvaged
@@ -166,22 +182,6 @@ def _refuse_snapshot(disks: list[Source]) -> None:
         f"Failed to load snapshot: Block format '{name}' used by device '' does not support temporarily loading "
         "internal snapshots"
     )
-
-
-def _refuse_unsupported(
-    format: str, inputs: list[Image], disks: list[Source], *, compress: bool, bitmaps: bool
-) -> None:
-    """What cannot be done yet is refused before anything is written."""
-    if compress:
-        raise UnsupportedFeature("Compression not supported for this file format")
-    if not bitmaps:
-        return
-    if format != "qcow2":
-        raise UnsupportedFeature(f"Format driver '{format}' does not support bitmaps")
-    for image, disk in zip(inputs, disks, strict=True):
-        specific = None if disk.node.driver is None else disk.node.driver.specific_info()
-        if specific is not None and specific["data"].get("bitmaps"):
-            raise UnsupportedFeature(f"Copying the bitmaps of '{image.name}' is not supported yet")
 
 
 def _flags(sparse: int) -> OpenFlags:

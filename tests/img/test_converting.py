@@ -237,7 +237,7 @@ async def test_what_is_not_there_yet_is_refused_by_name(tmp_path: Path) -> None:
             await img.convert(image_of(disk), target, "qcow2", compress=True)
         with pytest.raises(UnsupportedFeature, match="Failed to load snapshot: "):
             await img.convert(image_of(disk), target, "qcow2", snapshot="one")
-        with pytest.raises(UnsupportedFeature, match="does not support bitmaps"):
+        with pytest.raises(UnsupportedFeature, match="Source lacks bitmap support"):
             await img.convert(image_of(disk), target, "raw", bitmaps=True)
     assert names_in(tmp_path) == []
 

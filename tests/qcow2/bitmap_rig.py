@@ -9,8 +9,22 @@ from pathlib import Path
 
 from blockio.bitmaps import DirtyBitmap
 from blockio.testing.memory import MemoryHost
+from blockio_drivers.qcow2.bitmap_directory import decode_directory, encode_directory
+from blockio_drivers.qcow2.header import Header
 
-__all__ = ["bitmaps_of", "listed", "qemu_bits", "qemu_list"]
+__all__ = ["bitmaps_of", "listed", "mark_in_use", "qemu_bits", "qemu_list"]
+
+
+def mark_in_use(path: Path, name: str) -> None:
+    """As if the bitmap's writer had died."""
+    data = bytearray(path.read_bytes())
+    header = Header.decode(bytes(data[:65536]))
+    found = header.bitmaps
+    assert found is not None
+    area = slice(found.directory_offset, found.directory_offset + found.directory_size)
+    entries = decode_directory(bytes(data[area]), found.nb_bitmaps, header.cluster_size, header.disk_size)
+    data[area] = encode_directory([entry.marked() if entry.name == name else entry for entry in entries])
+    path.write_bytes(data)
 
 
 def bitmaps_of(host: MemoryHost) -> dict[str, tuple[int, bool, list[int]]]:

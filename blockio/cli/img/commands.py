@@ -63,6 +63,26 @@ COMMANDS: Final[dict[str, Command]] = {
         "[-c count] [-d depth] [-f fmt] [--flush-interval=flush_interval] [-i aio] [-n] [--no-drain] [-o offset] "
         "[--pattern=pattern] [-q] [-s buffer_size] [-S step_size] [-t cache] [-w] [-U] filename",
     ),
+    "bitmap": Command(
+        "bitmap",
+        (
+            _HELP,
+            Option("merge", ("--merge",), "source", "add what is dirty in another bitmap"),
+            Option("add", ("--add",), "", "make it"),
+            Option("remove", ("--remove",), "", "remove it"),
+            Option("clear", ("--clear",), "", "nothing is dirty any more"),
+            Option("enable", ("--enable",), "", "record writes"),
+            Option("disable", ("--disable",), "", "record none"),
+            Option("source", ("-b", "--source-file"), "source_file", "the image that --merge takes from"),
+            Option("source-format", ("-F", "--source-format"), "source_fmt", "its format"),
+            Option("granularity", ("-g", "--granularity"), "granularity", "bytes that one bit of --add stands for"),
+            _FORMAT,
+            _OBJECT,
+            _IMAGE_OPTS,
+        ),
+        "(--merge source | --add | --remove | --clear | --enable | --disable)... [-b source_file [-F source_fmt]] "
+        "[-g granularity] [--object objectdef] [--image-opts | -f fmt] filename bitmap",
+    ),
     "check": Command(
         "check",
         (

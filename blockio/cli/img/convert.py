@@ -173,6 +173,7 @@ async def _convert(plan: _Plan, output: Output, watch: Watcher) -> None:
         compress="compress" in given,
         salvage="salvage" in given,
         bitmaps="bitmaps" in given,
+        skip_broken_bitmaps="skip-broken-bitmaps" in given,
         snapshot=given.get("snapshot"),
         limit=RateLimit(rate) if rate else None,
         observer=watch.observer,

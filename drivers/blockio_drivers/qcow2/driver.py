@@ -502,6 +502,10 @@ class Qcow2Driver(FormatDriver):
 
     # -- persistent bitmaps
 
+    def supports_persistent_dirty_bitmap(self) -> bool:
+        """From version 3 on."""
+        return self._image.header.version >= 3
+
     async def co_can_store_new_dirty_bitmap(self, name: str, granularity: int) -> None:
         """See ``bitmaps``."""
         if self._image.writable:
