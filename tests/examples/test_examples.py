@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import signal
 import subprocess
 import sys
 import tomllib
@@ -17,6 +18,7 @@ import pytest
 
 from blockio.driver.registry import register, unregister
 from blockio.testing.conformance import MakeDisk, Traits, check_driver
+from tests.support.qemu import assert_clean, qemu_img_json
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PLUGIN = EXAMPLES / "plugin_driver"
@@ -134,6 +136,41 @@ def test_the_plugin_survives_crashes_faults_and_cancellations() -> None:
     assert shown[0].endswith("(all there are): 0 bad")
     assert shown[1].endswith("faults: 0 badly met")
     assert shown[2].endswith(" cancellations")
+
+
+@pytest.mark.peer("qemu-img")
+def test_the_vm_manager(tmp_path: Path) -> None:
+    """A snapshot, a stop and a resumption; every image is clean, and the overlay stands on what it was taken of."""
+    shown = run(EXAMPLES / "vm_manager.py", tmp_path, "--writes", "90")
+    lines = [line for line in shown.splitlines() if line.startswith("vm1")]
+    assert lines == [
+        "vm1: write failed, No space left on device: stopping",
+        "vm1: stopped (io-error); making room",
+        "vm1: goes on",
+    ]
+    assert "vm0: snapshot taken at write " in shown
+    assert shown.endswith("3 machines wrote 270 blocks, and all are there\n")
+    for image in ("vm0", "vm1", "vm2", "vm0.1"):
+        assert_clean(tmp_path / f"{image}.qcow2")
+    info = qemu_img_json("info", "--backing-chain", tmp_path / "vm0.1.qcow2")
+    assert [Path(layer["filename"]).name for layer in info] == ["vm0.1.qcow2", "vm0.qcow2"]
+
+
+@pytest.mark.peer("qemu-img")
+def test_the_vm_manager_interrupted(tmp_path: Path) -> None:
+    """Ctrl-C in the middle of the writes: said, counted in the exit status, and the images are clean."""
+    words = [sys.executable, str(EXAMPLES / "vm_manager.py"), str(tmp_path), "--writes", "30000"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        images = [tmp_path / f"vm{number}.qcow2" for number in range(3)]
+        while not all(image.exists() and image.stat().st_size > 1 << 20 for image in images):
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "")
+    assert out.endswith("interrupted: the machines are stopped and their disks closed\n")
+    for image in images:
+        assert_clean(image)
 
 
 async def test_the_filter_conforms(tmp_path: Path, xor: None) -> None:
