@@ -21,6 +21,7 @@ from blockio.backend.ioctl import Ioctl
 from blockio.backend.limits import LimitsAndProbes
 from blockio.backend.memory import readable_vector
 from blockio.backend.plug import Plug
+from blockio.backend.snapshots import Snapshots
 from blockio.backend.vmstate import VmState
 from blockio.errors import OutOfRange
 from blockio.types import INT_MAX, BlockSizes, Geometry, PreallocMode
@@ -86,7 +87,7 @@ def run_sync(context: AioContext, make: Callable[[], Coroutine[Any, Any, _T]]) -
         raise
 
 
-class SyncForms(Ioctl, VmState, Commit, CopyRange, LimitsAndProbes, OpBlockers, Plug):
+class SyncForms(Ioctl, VmState, Snapshots, Commit, CopyRange, LimitsAndProbes, OpBlockers, Plug):
     """The plain form of every request. RuntimeError in the thread of the backend's own loop."""
 
     def pread(self, offset: int, nbytes: int) -> bytes:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from blockio.driver.options import Size
     from blockio.driver.probe import guess_format
     from blockio.driver.registry import find_driver, register, unregister
+    from blockio.driver.snapshots import SnapshotInfo
 
 __all__ = [
     "Allocation",
@@ -69,6 +70,7 @@ __all__ = [
     "ReopenState",
     "Replace",
     "Size",
+    "SnapshotInfo",
     "default_child_perm",
     "find_driver",
     "guess_format",
@@ -83,6 +85,7 @@ _ELSEWHERE: Final = {
         "gate",
     ),
     "Size": "options",
+    "SnapshotInfo": "snapshots",
     "guess_format": "probe",
     **dict.fromkeys(("find_driver", "register", "unregister"), "registry"),
 }

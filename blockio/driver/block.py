@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from blockio.aio.context import AioContext
     from blockio.buffers import IoVector
     from blockio.driver.host import ChildOpener, DriverHost
+    from blockio.driver.snapshots import SnapshotInfo
 
 __all__ = [
     "BlockDriver",
@@ -325,6 +326,37 @@ class BlockDriver(ABC):
     async def co_load_vmstate(self, iov: IoVector, pos: int) -> None:
         """Fill *iov* from *pos* of that area."""
         raise UnsupportedFeature
+
+    async def co_snapshot_list(self) -> tuple[SnapshotInfo, ...]:
+        """The internal snapshots that the image holds, in its order."""
+        raise UnsupportedFeature
+
+    async def co_snapshot_create(self, snapshot: SnapshotInfo) -> SnapshotInfo:
+        """Keep the disk (and the machine's state beside it) as it is now, under ``snapshot.name``.
+
+        The image chooses ``id`` and knows ``disk_size``; the answer has them. Called with no request under way, as
+        the next three are. Whatever is raised, nothing has changed. Left alone, the only child that stores this node's
+        data is asked, as for all but loading.
+        """
+        raise UnsupportedFeature
+
+    async def co_snapshot_goto(self, name: str) -> None:
+        """Make the disk what the snapshot with that id, or else of that name, kept. What it was is lost."""
+        raise UnsupportedFeature
+
+    async def co_snapshot_delete(self, id: str | None, name: str | None) -> None:
+        """Let go of the first snapshot with that *id* and *name*, of which one may be None."""
+        raise UnsupportedFeature
+
+    async def co_snapshot_rename(self, id: str | None, name: str | None, new_name: str) -> None:
+        """Call the first snapshot with that *id* and *name* *new_name*."""
+        raise UnsupportedFeature
+
+    async def co_snapshot_load(self, id: str | None, name: str | None) -> None:
+        """Show what that snapshot kept, without changing the image, which is open read-only, until it is closed."""
+        raise UnsupportedFeature(
+            f"Block format '{self.name}' used by device '' does not support temporarily loading internal snapshots"
+        )
 
     async def co_make_empty(self) -> None:
         """Let go of everything this layer holds, so that the backing file shows. Called drained."""

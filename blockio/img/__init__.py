@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from blockio.driver.base import CheckFix, CheckResult
+    from blockio.driver.snapshots import SnapshotInfo
     from blockio.img.benching import bench
     from blockio.img.bitmapping import BitmapAction, BitmapOperation, bitmap
     from blockio.img.checking import check
@@ -43,11 +44,18 @@ if TYPE_CHECKING:
         Observer,
         Progress,
         ResizeResult,
-        Snapshot,
+    )
+    from blockio.img.snapshots import (
+        snapshot_apply,
+        snapshot_create,
+        snapshot_delete,
+        snapshot_list,
+        snapshot_rename,
     )
 
 _HOME = {
     "blockio.driver.base": ("CheckFix", "CheckResult"),
+    "blockio.driver.snapshots": ("SnapshotInfo",),
     "blockio.img.benching": ("bench",),
     "blockio.img.bitmapping": ("BitmapAction", "BitmapOperation", "bitmap"),
     "blockio.img.checking": ("check",),
@@ -74,7 +82,13 @@ _HOME = {
         "Observer",
         "Progress",
         "ResizeResult",
-        "Snapshot",
+    ),
+    "blockio.img.snapshots": (
+        "snapshot_apply",
+        "snapshot_create",
+        "snapshot_delete",
+        "snapshot_list",
+        "snapshot_rename",
     ),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -97,7 +111,7 @@ __all__ = [
     "Observer",
     "Progress",
     "ResizeResult",
-    "Snapshot",
+    "SnapshotInfo",
     "bench",
     "bitmap",
     "check",
@@ -111,6 +125,11 @@ __all__ = [
     "map",
     "picture",
     "resize",
+    "snapshot_apply",
+    "snapshot_create",
+    "snapshot_delete",
+    "snapshot_list",
+    "snapshot_rename",
 ]
 
 

@@ -22,6 +22,7 @@ from blockio.img.creating import CreatePlan, option_pairs, plan_create
 from blockio.img.opening import Image, ImageLike, image_of, opened, sectors_up
 from blockio.img.progress import Meter
 from blockio.img.results import ConvertResult, Observer
+from blockio.img.snapshots import load_snapshot
 from blockio.types import OpenFlags
 
 if TYPE_CHECKING:
@@ -68,12 +69,13 @@ async def convert(
     that many zeroes take no space if possible; 0 writes everything. *workers* requests are under way at once;
     *in_order* False lets their writes begin in any order. *copy_offload* asks the storage to copy. *salvage*: what
     cannot be read becomes zeroes. *bitmaps* are copied as well; inconsistent ones are refused, or left out where
-    *skip_broken_bitmaps* says so. *limit* slows it down, and may be changed meanwhile. The target is cached ``unsafe``
-    unless it is an ``Image`` that says otherwise: flush it yourself where a power failure matters.
+    *skip_broken_bitmaps* says so. *snapshot* is the id or the name of the one to copy, or
+    ``snapshot.id=…,snapshot.name=…``. *limit* slows it down, and may be changed meanwhile. The target is cached
+    ``unsafe`` unless it is an ``Image`` that says otherwise: flush it yourself where a power failure matters.
 
     Raises BlockError; ``error while reading at byte N: …`` or ``writing`` for I/O on the way; UnsupportedFeature for
-    *compress*, *snapshot*, and *bitmaps* where one side has no room for them. A failed or cancelled conversion leaves
-    no half-written file behind.
+    *compress*, and *bitmaps* where one side has no room for them. A failed or cancelled conversion leaves no
+    half-written file behind.
     """
     inputs = [image_of(source) for source in ([sources] if isinstance(sources, (str, Image)) else sources)]
     if not inputs:
@@ -95,7 +97,9 @@ async def convert(
             disks.append(Source(await stack.enter_async_context(opened(image, OpenFlags(read_only=True))), start))
             start += disks[-1].size
         if snapshot is not None:
-            _refuse_snapshot(disks)
+            if len(disks) > 1:
+                raise OptionError("No support for concatenating multiple snapshot")
+            await load_snapshot(disks[0].blk, snapshot)
         plan: CreatePlan | None = None
         if create:
             plan = _plan(output, format, option_pairs(options), start, backing_file, backing_format)
@@ -167,21 +171,6 @@ def _plan(
     if backing_format is not None:
         plan.set("backing_fmt", backing_format, f"Backing file format not supported for file format '{format}'")
     return plan
-
-
-def _refuse_snapshot(disks: list[Source]) -> None:
-    """Reading an internal snapshot needs a driver that can show it."""
-    if len(disks) > 1:
-        raise OptionError("No support for concatenating multiple snapshot")
-    driver = disks[0].node.driver
-    specific = None if driver is None else driver.specific_info()
-    if specific is not None and driver is not None and driver.name == "qcow2" and not specific["data"].get("snapshots"):
-        raise OptionError("Failed to load snapshot: Can't find snapshot")
-    name = "" if driver is None else driver.name
-    raise UnsupportedFeature(
-        f"Failed to load snapshot: Block format '{name}' used by device '' does not support temporarily loading "
-        "internal snapshots"
-    )
 
 
 def _flags(sparse: int) -> OpenFlags:

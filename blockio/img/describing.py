@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from blockio.errors import BlockError, CorruptImage
+from blockio.errors import BlockError, CorruptImage, UnsupportedFeature
 from blockio.img.opening import Image, ImageLike, full_backing_name, image_of, opened, sectors_up
-from blockio.img.results import ImageInfo, Snapshot
+from blockio.img.results import ImageInfo
+from blockio.io.snapshots import snapshot_list
 from blockio.types import OpenFlags
 
 if TYPE_CHECKING:
+    from blockio.driver.snapshots import SnapshotInfo
     from blockio.graph.node import BlockNode
 
 __all__ = ["allocated_size", "info", "info_chain", "node_info"]
@@ -84,7 +86,9 @@ async def node_info(node: BlockNode) -> ImageInfo:
     backing, backing_format = reference if reference is not None else (None, None)
     specific = driver.specific_info()
     data: dict[str, Any] = dict(specific["data"]) if specific is not None else {}
-    snapshots = tuple(Snapshot(**fields) for fields in data.pop("snapshots", ()))
+    snapshots: tuple[SnapshotInfo, ...] = ()
+    with suppress(UnsupportedFeature):
+        snapshots = await snapshot_list(node)
     return ImageInfo(
         filename=_name(node),
         format=driver.name,

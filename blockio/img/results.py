@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from blockio.driver.base import CheckResult
+from blockio.driver.snapshots import SnapshotInfo
 
 __all__ = [
     "BenchResult",
@@ -22,7 +23,6 @@ __all__ = [
     "Observer",
     "Progress",
     "ResizeResult",
-    "Snapshot",
 ]
 
 
@@ -46,18 +46,6 @@ Observer: TypeAlias = Callable[[Progress], object]
 """Called in the operation's loop, often; must not block. What it raises ends the operation."""
 
 
-class Snapshot(msgspec.Struct, frozen=True):
-    """An internal snapshot, as the image describes it."""
-
-    id: str
-    name: str
-    vm_state_size: int = 0
-    date_sec: int = 0
-    date_nsec: int = 0
-    vm_clock_nsec: int = 0
-    icount: int | None = None
-
-
 class ImageInfo(msgspec.Struct, frozen=True):
     """One image of a chain. What is None the image or its storage does not have or say."""
 
@@ -71,7 +59,7 @@ class ImageInfo(msgspec.Struct, frozen=True):
     dirty_flag: bool | None = None
     encrypted: bool = False
     compressed: bool = False
-    snapshots: tuple[Snapshot, ...] = ()
+    snapshots: tuple[SnapshotInfo, ...] = ()
     backing_filename: str | None = None
     """As the image holds it."""
     full_backing_filename: str | None = None

@@ -49,6 +49,11 @@ def make_template(folder: Path) -> None:
     create("-f", "qcow2", "-b", "a.qcow2", "-F", "qcow2", "ov.qcow2")
     qemu_io(folder / "ov.qcow2", "write -P 4 256k 128k", "write -P 5 3500k 1k", format="qcow2")
     create("-f", "qcow2", "-b", "d.raw", "-F", "raw", "-u", "longer.qcow2", "2M")
+    create("-f", "qcow2", "kept.qcow2", "4M")
+    qemu_io(folder / "kept.qcow2", "write -P 1 0 256k", format="qcow2")
+    for pattern, name in enumerate(("first", "twice", "twice", "1"), 6):
+        qemu_img("snapshot", "-c", name, "kept.qcow2", cwd=folder)
+        qemu_io(folder / "kept.qcow2", f"write -P {pattern} {pattern}00k 100k", format="qcow2")
     create("-f", "qcow2", "empty.qcow2", "4M")
     create("-f", "qcow2", "zero.qcow2", "0")
     create("-f", "qcow2", "-o", "compat=0.10", "v2.qcow2", "1M")

@@ -96,6 +96,8 @@ def _content(path: Path) -> str:
     described = qemu_img("info", "-U", "--output=json", "-f", "qcow2", path.name, check=False, cwd=path.parent)
     facts = json.loads(described.stdout) if described.returncode == 0 else {}
     facts.pop("actual-size", None)
+    for snapshot in facts.get("snapshots", ()):
+        del snapshot["date-sec"], snapshot["date-nsec"]
     health = qemu_img("check", "-U", "-f", "qcow2", path.name, check=False, cwd=path.parent)
     return f"{json.dumps(facts, sort_keys=True)} check {health.returncode} {_layers(path)} {_disk(path)}"
 

@@ -240,4 +240,19 @@ COMMANDS: Final[dict[str, Command]] = {
         ),
         "[--object objectdef] [--image-opts] [-f fmt] [--preallocation=prealloc] [-q] [--shrink] filename [+ | -]size",
     ),
+    "snapshot": Command(
+        "snapshot",
+        (
+            _HELP,
+            Option("list", ("-l",), "", "list the snapshots"),
+            Option("apply", ("-a",), "snapshot", "make the disk what the snapshot kept"),
+            Option("create", ("-c",), "snapshot", "keep the disk as it is"),
+            Option("delete", ("-d",), "snapshot", "delete the snapshot of that name"),
+            _QUIET,
+            _OBJECT,
+            _IMAGE_OPTS,
+            _SHARE,
+        ),
+        "[--object objectdef] [--image-opts] [-U] [-q] [-l | -a snapshot | -c snapshot | -d snapshot] filename",
+    ),
 }

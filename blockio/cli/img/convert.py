@@ -14,6 +14,7 @@ from blockio.errors import BlockError, OptionError
 from blockio.img.converting import MAX_SPARSE, MAX_WORKERS, convert
 from blockio.img.limiting import RateLimit
 from blockio.img.opening import cache_flags
+from blockio.img.snapshots import snapshot_choice
 from blockio.types import OpenFlags
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ def prepare(args: list[str], output: Output) -> _Plan | int | None:
             define_object(value, output)
         elif key == "progress":
             given[key] = check_style(output, value)
+        elif key == "snapshot":
+            given[key] = _snapshot(output, value)
         elif key == "sparse":
             given[key] = _sparse(output, value)
         elif key == "coroutines":
@@ -102,6 +105,19 @@ def _sparse(output: Output, text: str) -> int:
             f"{MAX_SPARSE}. Select 0 to disable sparse detection (fully allocates output).",
         )
     return size
+
+
+def _snapshot(output: Output, text: str) -> str:
+    if text.startswith("snapshot."):
+        for part in text.replace(",,", "").split(","):
+            if part and "=" not in part:
+                output.warn(f"short-form boolean option '{part}' deprecated\nPlease use {part}=on instead")
+        try:
+            snapshot_choice(text)
+        except OptionError as error:
+            output.error(printed(error))
+            fail(output, f"Failed in parsing snapshot param '{text}'")
+    return text
 
 
 def _coroutines(output: Output, text: str) -> int:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from blockio.cli.img.commands import COMMANDS
 from blockio.cli.img.getopt import CommandLine, UsageError
 from blockio.cli.img.objects import define_object
+from blockio.cli.img.snapshots import shown, snapshot_lines
 from blockio.cli.img.tool import ImageChoice, json_mode
 from blockio.cli.output import human_size, json_pretty
 from blockio.img.describing import info, info_chain
 
 if TYPE_CHECKING:
     from blockio.cli.output import Output
+    from blockio.driver.snapshots import SnapshotInfo
     from blockio.img.opening import Image
-    from blockio.img.results import ImageInfo, Snapshot
+    from blockio.img.results import ImageInfo
 
 __all__ = ["execute", "prepare"]
 
@@ -102,11 +103,11 @@ def _members(image: ImageInfo) -> dict[str, Any]:
     return {name: value for name, value in members.items() if value is not None}
 
 
-def _snapshot_members(snapshot: Snapshot) -> dict[str, Any]:
+def _snapshot_members(snapshot: SnapshotInfo) -> dict[str, Any]:
     members = {
         "icount": snapshot.icount,
         "vm-clock-nsec": snapshot.vm_clock_nsec % 10**9,
-        "name": snapshot.name,
+        "name": shown(snapshot.name),
         "date-sec": snapshot.date_sec,
         "date-nsec": snapshot.date_nsec,
         "vm-clock-sec": snapshot.vm_clock_nsec // 10**9,
@@ -150,24 +151,12 @@ def _text(image: ImageInfo) -> str:
         if image.backing_filename_format is not None:
             lines.append(f"backing file format: {image.backing_filename_format}")
     if image.snapshots:
-        lines.append("Snapshot list:")
-        lines.append(f"{'ID':<9} {'TAG':<16} {'VM SIZE':>8}{'DATE':>20}{'VM CLOCK':>13}{'ICOUNT':>11}")
-        lines += [_snapshot_line(snapshot) for snapshot in image.snapshots]
+        lines += snapshot_lines(image.snapshots)
     specific = _specific(image.format_specific)
     if specific is not None:
         lines.append("Format specific information:")
         lines += _indented(specific["data"], 1)
     return "\n".join(lines) + "\n"
-
-
-def _snapshot_line(snapshot: Snapshot) -> str:
-    date = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(snapshot.date_sec))
-    seconds, nanoseconds = divmod(snapshot.vm_clock_nsec, 10**9)
-    hours, rest = divmod(seconds, 3600)
-    clock = f"{hours:02d}:{rest // 60:02d}:{rest % 60:02d}.{nanoseconds // 10**6:03d}"
-    icount = "" if snapshot.icount is None else str(snapshot.icount)
-    size = human_size(snapshot.vm_state_size)
-    return f"{snapshot.id:<9} {snapshot.name:<16} {size:>8}{date:>20}{clock:>13}{icount:>11}"
 
 
 def _indented(value: Mapping[str, Any] | list[Any], level: int) -> list[str]:

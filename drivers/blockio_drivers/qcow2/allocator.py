@@ -36,6 +36,7 @@ from blockio_drivers.qcow2.tables import (
 
 if TYPE_CHECKING:
     from array import array
+    from collections.abc import Iterable
 
     from blockio_drivers.qcow2.image import Image
 
@@ -374,6 +375,30 @@ class Allocator:
                     self.cache.forget(key)  # remembered as "no such block"
                 self._find_blocks_end()
         self.give_back(old.refcount_table_offset >> self._bits, old.refcount_table_clusters)
+
+    # -- all at once
+
+    async def block(self, index: int) -> bytearray:
+        """The whole refcount block of table entry *index*, as memory has it. Corruption where there can be none."""
+        shift = self._block_bits - self._slice_bits
+        content = bytearray()
+        for key in range(index << shift, (index + 1) << shift):
+            content += (await self.cache.get(key)).table
+        return content
+
+    def adopt(self, table: array[int], blocks: Iterable[int]) -> None:
+        """The header leads to *table* now, in which those of the indexes *blocks* are other blocks than before.
+
+        Whatever the old ones said is in the new ones. Their clusters are the caller's to give back.
+        """
+        self.table = table
+        self._dirty_entries.clear()
+        shift = self._block_bits - self._slice_bits
+        for index in blocks:
+            for key in range(index << shift, (index + 1) << shift):
+                self.cache.forget(key)
+        self._hint = 0
+        self.protect()
 
     # -- taking back
 

@@ -20,9 +20,10 @@ from blockio.buffers import IoVector, is_zero
 from blockio.driver.base import CheckResult
 from blockio.errors import ImageError, LimitExceeded
 from blockio.types import INT_MAX, Limits
-from blockio_drivers.qcow2.areas import Area, SnapshotEntry, parse_snapshots
+from blockio_drivers.qcow2.areas import Area
 from blockio_drivers.qcow2.bitmap_directory import decode_directory
 from blockio_drivers.qcow2.refcounts import RefcountCodec
+from blockio_drivers.qcow2.snapshot_table import SnapshotEntry, parse_snapshots
 from blockio_drivers.qcow2.tables import (
     BITMAP_TABLE_OFFSET_MASK,
     COMPRESSED,
@@ -252,7 +253,7 @@ class Checker:
     async def _count_l1_tables(self, snapshots: list[SnapshotEntry]) -> None:
         tables = [_L1Table(self.header.l1_table_offset, self.header.l1_size, True)]
         for snapshot in snapshots:
-            name = f"snapshot {snapshot.id} ({snapshot.name})"
+            name = snapshot.label
             if snapshot.l1_table_offset & self.geometry.cluster_mask:
                 self.error(
                     f"ERROR {name} l1_offset={snapshot.l1_table_offset:#x}: L1 table is not cluster aligned; "

@@ -10,6 +10,7 @@ This file opens, closes and delegates.
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -51,8 +52,9 @@ from blockio_drivers.qcow2.options import Qcow2CreateOptions, Qcow2Options
 from blockio_drivers.qcow2.overlap import OverlapGuard
 from blockio_drivers.qcow2.resize import Resizer
 from blockio_drivers.qcow2.sizing import CacheSizes
-from blockio_drivers.qcow2.snapshots import protect_snapshots
+from blockio_drivers.qcow2.snapshots import Snapshots
 from blockio_drivers.qcow2.tables import COPIED, L2_OFFSET_MASK
+from blockio_drivers.qcow2.vmstate import MachineState
 from blockio_drivers.qcow2.writeback import WriteBack
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
 
     from blockio.aio.context import AioContext
     from blockio.driver.child import Child
+    from blockio.driver.snapshots import SnapshotInfo
 
 __all__ = ["Qcow2Driver"]
 
@@ -96,6 +99,7 @@ class Qcow2Driver(FormatDriver):
         super().__init__(host)
         self._armed = False
         self._arming = asyncio.Lock()
+        self._revising = asyncio.Lock()
         self._data_may_be_hole: bool | None = None
 
     # -- probing and creation
@@ -169,7 +173,6 @@ class Qcow2Driver(FormatDriver):
                 f"Unsupported value '{options.overlap_check}' for qcow2 option 'overlap-check'. Allowed are any of "
                 "the following: none, constant, cached, all"
             )
-        self._overlap_all = options.overlap_check == "all"
         sizes = CacheSizes.of(options, image.geometry, image.length, self.host.trust)
         image.guard = OverlapGuard(image, options.overlap_check)
         self._allocator = Allocator(image, sizes.refcount)
@@ -201,6 +204,15 @@ class Qcow2Driver(FormatDriver):
             self._write_back,
             self._compressed,
         )
+        self._snapshots = Snapshots(
+            image,
+            self._mapping,
+            self._allocator,
+            self._write_back,
+            protect_tables=options.overlap_check == "all",
+            pass_discard=options.pass_discard_snapshot,
+        )
+        self._state = MachineState(image, self._mapping, self._writer, self._resizer, self._compressed)
         # For the fast lane: one attribute each, no call.
         self._slices = self._mapping.cache.slices
         self._slice_shift = self._mapping.slice_shift
@@ -214,14 +226,15 @@ class Qcow2Driver(FormatDriver):
         """Read what is kept in memory whole: L1 and refcount table."""
         await self._allocator.open()
         await self._mapping.open()
+        if not self.host.flags.check:
+            await self._snapshots.open()
         self._compressed.cache.drop()
 
     async def _protect(self) -> None:
         """Know all metadata, so that none is written over."""
         self._allocator.protect()
         self._mapping.protect()
-        if self._image.header.nb_snapshots:
-            await protect_snapshots(self._image, tables=self._overlap_all)
+        await self._snapshots.protect()
 
     async def _open_backing(self, opener: ChildOpener) -> Child | None:
         header = self._image.header
@@ -365,6 +378,7 @@ class Qcow2Driver(FormatDriver):
     def attach_context(self, context: AioContext) -> None:
         """Locks for the new loop."""
         self._arming = asyncio.Lock()
+        self._revising = asyncio.Lock()
         for part in (self._image, self._allocator, self._mapping, self._write_back, self._bitmaps):
             part.change_loop()
 
@@ -480,6 +494,60 @@ class Qcow2Driver(FormatDriver):
             await self._signalling(work)
         finally:
             self.length = self._image.length  # the new one also where a failure or a cancellation came too late
+
+    # -- snapshots
+
+    async def co_snapshot_list(self) -> tuple[SnapshotInfo, ...]:
+        """As the image's table has them."""
+        return self._snapshots.infos()
+
+    async def co_snapshot_create(self, snapshot: SnapshotInfo) -> SnapshotInfo:
+        """See ``snapshots``."""
+        await self._revised(lambda: self._snapshots.create(snapshot))
+        return self._snapshots.infos()[-1]
+
+    async def co_snapshot_goto(self, name: str) -> None:
+        """See ``snapshots``."""
+        await self._revised(lambda: self._snapshots.goto(name))
+
+    async def co_snapshot_delete(self, id: str | None, name: str | None) -> None:
+        """See ``snapshots``."""
+        await self._revised(lambda: self._snapshots.delete(id, name))
+
+    async def co_snapshot_rename(self, id: str | None, name: str | None, new_name: str) -> None:
+        """See ``snapshots``."""
+        await self._revised(lambda: self._snapshots.rename(id, name, new_name))
+
+    async def _revised(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do what changes snapshots; one at a time, and no machine's state meanwhile."""
+        await self._ready()
+        async with self._revising:
+            try:
+                await self._signalling(work())
+            finally:
+                self.length = self._image.length
+                self._compressed.cache.drop()  # what it knows may be freed, and used for something else
+
+    async def co_snapshot_load(self, id: str | None, name: str | None) -> None:
+        """Show what a snapshot kept; the length stays the disk's, as QEMU has it. ReadOnly unless opened read-only."""
+        if self._image.writable:
+            raise BlockError("Device is not readonly", errno.EINVAL)
+        await self._signalling(self._snapshots.load(id, name))
+
+    # -- a machine's state
+
+    async def co_save_vmstate(self, iov: IoVector, pos: int) -> None:
+        """See ``vmstate``."""
+        await self._ready()
+        async with self._revising:
+            await self._signalling(self._state.save(iov, pos))
+
+    async def co_load_vmstate(self, iov: IoVector, pos: int) -> None:
+        """See ``vmstate``."""
+        if self._image.dead:
+            raise NoMedium
+        async with self._revising:
+            await self._signalling(self._state.load(iov, pos))
 
     async def co_check(self, fix: CheckFix, progress: Callable[[int, int], None] | None = None) -> CheckResult:
         """Check, and repair as *fix* says; what was repaired is read anew. No other request may be under way."""

@@ -68,6 +68,21 @@ def hexadecimal(number: int) -> str:
     return f"{number:#x}" if number else "0"
 
 
+def _tables_of(header: Header) -> bytes:
+    """The header's fields from the disk's length to the snapshot table, which lie in one sector."""
+    return struct.pack(
+        ">QIIQQIIQ",
+        header.size,
+        header.crypt_method,
+        header.l1_size,
+        header.l1_table_offset,
+        header.refcount_table_offset,
+        header.refcount_table_clusters,
+        header.nb_snapshots,
+        header.snapshots_offset,
+    )
+
+
 class Corruption(CorruptImage):
     """A contradiction met while the image is open. ``offset`` and ``size`` say where, -1 where nowhere."""
 
@@ -108,6 +123,7 @@ class Image:
         self.retired_clusters = 0
         """How many clusters are retired or wait for their metadata to become stable."""
         self._complained = False
+        self._unsure = False
 
     def change_loop(self) -> None:
         """A lock stays with the loop that first waited for it: new ones for a new loop. Nobody holds one now."""
@@ -200,6 +216,30 @@ class Image:
         value = struct.pack(">QI", offset, clusters)
         fields = {"refcount_table_offset": HostOffset(offset), "refcount_table_clusters": clusters}
         await self._set_field(_REFCOUNT_TABLE_OFFSET, value, **fields)
+
+    async def set_tables(self, **fields: Any) -> None:
+        """Change the disk's length, L1 table, refcount table, snapshot table or several at once, and make it stable.
+
+        A write that failed may have arrived all the same. Both headers lead to whole tables, but what is written into
+        those of the one in force must not be missed by the next opener: it is written again first, see ``make_sure``.
+        """
+
+        async def switch() -> None:
+            header = self.header.with_(**fields)
+            self._unsure = True
+            await self.write(_SIZE_OFFSET, _tables_of(header))
+            self.header = header
+            await self.barrier()
+            self._unsure = False
+
+        await finish(switch())
+
+    async def make_sure(self) -> None:
+        """The header on disk is the one in force, also after a switch that failed. Before any metadata is written."""
+        if self._unsure:
+            await self.write(_SIZE_OFFSET, _tables_of(self.header))
+            await self.barrier()
+            self._unsure = False
 
     async def mark_dirty(self) -> None:
         """Set the dirty bit, before refcounts begin to lag behind."""

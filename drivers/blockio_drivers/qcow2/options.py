@@ -29,6 +29,8 @@ class Qcow2Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rena
     """Postpone refcount updates behind the dirty bit; by default what the image says."""
     pass_discard_request: bool | None = None
     """Pass the guest's discards to the file; by default when the node is opened with ``discard=unmap``."""
+    pass_discard_snapshot: bool = True
+    """Discard clusters in the file that lose their last reference when a snapshot is deleted or applied."""
     overlap_check: str = "cached"
     """Which metadata is protected from being overwritten: ``none``, ``constant``, ``cached`` or ``all``."""
     cache_size: Size | None = None

@@ -70,7 +70,7 @@ class Resizer:
         if length < old:
             if prealloc is not PreallocMode.OFF:
                 raise BlockError("Preallocation can't be used for shrinking an image", errno.EINVAL)
-            await self._shrink(old, length)
+            await self._shrink(length)
         elif length > old:
             await self._grow(old, length, prealloc, zero=zero)
 
@@ -81,6 +81,9 @@ class Resizer:
         limit = min(_MAX_L1_BYTES, self._image.host.trust.max_l1_bytes)
         if entries * 8 > limit:
             raise LimitExceeded("Failed to grow the L1 table: File too large")
+        behind = self._image.geometry.l1_entries_for(old)
+        if any(self._image.l1[behind:]):
+            await self._drop_from(behind << self._image.geometry.l1_shift)  # a machine's state: not the guest's to see
         if entries > len(self._image.l1):
             await self._grow_l1(entries)
         await self._zero_tail(old, zero=zero, allocate=prealloc is not PreallocMode.OFF)
@@ -95,6 +98,16 @@ class Resizer:
         await self._write_back.run()
         await self._image.barrier()
         await self._image.set_size(length)
+
+    async def reach(self, end: int) -> None:
+        """The L1 table shall have entries up to guest offset *end*, past the disk's; LimitExceeded where it cannot."""
+        entries = self._image.geometry.l1_entries_for(end)
+        limit = min(_MAX_L1_BYTES, self._image.host.trust.max_l1_bytes) // 8
+        if entries > limit:
+            raise LimitExceeded("Failed to grow the L1 table: File too large")
+        here = len(self._image.l1)
+        if entries > here:
+            await self._grow_l1(min(limit, max(entries, here + here // 2)))
 
     async def _grow_l1(self, entries: int) -> None:
         """An L1 table of *entries*: written whole in a new place, stable, then named by the header.
@@ -199,13 +212,16 @@ class Resizer:
 
     # -- shrinking
 
-    async def _shrink(self, old: int, length: int) -> None:
-        image, geometry = self._image, self._image.geometry
-        start = geometry.clusters(length) << geometry.cluster_bits
-        end = geometry.clusters(old) << geometry.cluster_bits
-        await self._discarder.crop(start, end)
-        for index in range(geometry.l1_entries_for(length), len(image.l1)):
+    async def _drop_from(self, offset: int) -> None:
+        """Let go of all that the L1 table has from cluster-aligned *offset* on, a machine's state included."""
+        image, shift = self._image, self._image.geometry.l1_shift
+        await self._discarder.crop(offset, len(image.l1) << shift)
+        for index in range(-(-offset >> shift), len(image.l1)):
             self._mapping.drop_table(index)
+
+    async def _shrink(self, length: int) -> None:
+        image, geometry = self._image, self._image.geometry
+        await self._drop_from(geometry.clusters(length) << geometry.cluster_bits)
         await self._write_back.run()
         await image.barrier()
         await image.set_size(length)

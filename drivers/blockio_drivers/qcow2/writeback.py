@@ -74,6 +74,7 @@ class WriteBack:
 
     async def _round(self) -> None:
         image, mapping = self._image, self.mapping
+        await image.make_sure()
         self._dropped.extend(image.retired.reclaim())
         drops, self._dropped = self._dropped, deque()
         sectors, l1_writes = mapping.take_l1()

@@ -1,0 +1,87 @@
+"""``snapshot``: copies of a disk inside its image, listed, made, applied and deleted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from blockio.cli.img.commands import COMMANDS
+from blockio.cli.img.getopt import CommandLine, UsageError
+from blockio.cli.img.objects import define_object
+from blockio.cli.img.snapshots import shown, snapshot_lines
+from blockio.cli.img.tool import ImageChoice, printed
+from blockio.errors import UnsupportedFeature
+from blockio.img.opening import opened
+from blockio.img.snapshots import snapshot_apply, snapshot_create, snapshot_delete, snapshot_list
+from blockio.types import OpenFlags
+
+if TYPE_CHECKING:
+    from blockio.cli.output import Output
+    from blockio.img.opening import Image
+
+__all__ = ["execute", "prepare"]
+
+_ACTIONS = {"list", "apply", "create", "delete"}
+
+
+class _Plan(NamedTuple):
+    image: Image
+    action: str
+    name: str
+    quiet: bool
+
+
+def prepare(args: list[str], output: Output) -> _Plan | None:
+    """Read the command line; None asks for help."""
+    choice = ImageChoice(output)
+    action = name = ""
+    quiet = False
+    line = CommandLine(COMMANDS["snapshot"].options, "snapshot", args)
+    for key, value in line:
+        if key == "help":
+            return None
+        if key in _ACTIONS:
+            if action:
+                raise UsageError("Cannot mix '-l', '-a', '-c', '-d'")
+            action, name = key, value
+        elif key == "quiet":
+            quiet = True
+        elif key == "force-share":
+            choice.force_share = True
+        elif key == "image-opts":
+            choice.image_opts = True
+        elif key == "object":
+            define_object(value, output)
+    if len(line.operands) != 1:
+        raise UsageError("Expecting one image file name")
+    return _Plan(choice.image(line.operands[0]), action, name, quiet)
+
+
+async def execute(plan: _Plan, output: Output) -> int:
+    """Do it, or say why not."""
+    output.quiet = plan.quiet
+    try:
+        if plan.action == "list":
+            await _list(plan, output)
+        elif plan.action == "create":
+            await snapshot_create(plan.image, shown(plan.name))
+        elif plan.action == "apply":
+            await snapshot_apply(plan.image, plan.name)
+        elif plan.action == "delete":
+            await snapshot_delete(plan.image, plan.name)
+        else:
+            async with opened(plan.image, OpenFlags(unmap=True)):
+                pass  # as the QEMU tool has it: whether it can be opened for that
+    except OSError as error:
+        output.error(printed(error))
+        return 1
+    return 0
+
+
+async def _list(plan: _Plan, output: Output) -> None:
+    try:
+        snapshots = await snapshot_list(plan.image)
+    except UnsupportedFeature:
+        return  # no snapshots, no list
+    if snapshots:
+        for line in snapshot_lines(snapshots):
+            output.out(f"{line}\n")  # -q is not for what was asked for

@@ -1,0 +1,86 @@
+"""The machine's state, kept in the image past the end of the disk.
+
+It is mapped by the same L1 table, from the first L1 entry on that the disk does not need. A snapshot that is taken with
+a state takes it along (see ``snapshots``).
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Final
+
+from blockio.buffers import IoVector
+from blockio.errors import LimitExceeded
+from blockio.types import ExtentKind
+
+if TYPE_CHECKING:
+    from blockio_drivers.qcow2.allocation import Writer
+    from blockio_drivers.qcow2.compressed import CompressedReader
+    from blockio_drivers.qcow2.image import Image
+    from blockio_drivers.qcow2.mapping import Mapping
+    from blockio_drivers.qcow2.resize import Resizer
+
+__all__ = ["MachineState"]
+
+_INT64_MAX: Final = (1 << 63) - 1
+
+
+class MachineState:
+    """Saves and loads; *compressed* and *resizer* are those of the image."""
+
+    def __init__(
+        self, image: Image, mapping: Mapping, writer: Writer, resizer: Resizer, compressed: CompressedReader
+    ) -> None:
+        self._image = image
+        self._mapping = mapping
+        self._writer = writer
+        self._resizer = resizer
+        self._compressed = compressed
+
+    def _at(self, pos: int, nbytes: int) -> int:
+        geometry = self._image.geometry
+        start = geometry.l1_entries_for(self._image.length) << geometry.l1_shift
+        if start + pos + nbytes > _INT64_MAX:
+            raise LimitExceeded("The machine's state is too far from the disk", errno.EFBIG)
+        return start + pos
+
+    async def save(self, iov: IoVector, pos: int) -> None:
+        """Keep *iov* at *pos*. LimitExceeded (EFBIG) where the L1 table would get too large; any I/O error."""
+        start = self._at(pos, iov.nbytes)
+        await self._resizer.reach(start + iov.nbytes)
+        done = 0
+        while done < iov.nbytes:
+            offset = start + done
+            room = await self._writer.allocate(offset, iov.nbytes - done)
+            try:
+                head = await self._read(offset - room.cow_head, room.cow_head)
+                tail = await self._read(offset + room.length, room.cow_tail)
+                data = IoVector.of(head).concat(iov.slice(done, room.length), IoVector.of(tail))
+                await room.child.co_pwritev(room.host_offset - room.cow_head, data)
+                self._image.unstable = True
+            except BaseException:
+                await room.abandon()
+                raise
+            await room.link()
+            done += room.length
+
+    async def load(self, iov: IoVector, pos: int) -> None:
+        """Fill *iov* from *pos*; what was never saved reads as zeroes."""
+        token = self._image.retired.enter()
+        try:
+            iov.copy_from(memoryview(await self._read(self._at(pos, iov.nbytes), iov.nbytes)))
+        finally:
+            self._image.retired.exit(token)
+
+    async def _read(self, offset: int, nbytes: int) -> bytearray:
+        data = bytearray(nbytes)
+        at = 0
+        while at < nbytes:
+            extent = await self._mapping.map(offset + at, nbytes - at)
+            part = IoVector.of(memoryview(data)[at : at + extent.length])
+            if extent.kind is ExtentKind.DATA and extent.child is not None:
+                await extent.child.co_preadv(extent.host_offset, part)
+            elif extent.kind is ExtentKind.COMPRESSED:
+                await self._compressed.read(offset + at, part, extent.host_offset)
+            at += extent.length
+        return data
