@@ -38,7 +38,7 @@ explore: .venv/.stamp peers
 
 crash: .venv/.stamp peers
 	CRASH_STATES=$(CRASH_STATES) CRASH_SEED=$(SEED) \
-		$(BIN)/pytest -n $(JOBS) --dist worksteal -rP tests/qcow2/test_crash_states.py
+		$(BIN)/pytest -n $(JOBS) --dist worksteal -rP tests/qcow2/test_*crash*.py
 
 stress: .venv/.stamp
 	STRESS_STEPS=$(STRESS_STEPS) STRESS_SEED=$(SEED) $(BIN)/pytest -rP tests/backend/test_stress.py

@@ -14,7 +14,17 @@ from blockio.types import PreallocMode, RequestFlags
 from tests.qcow2.crash import MakeImage, Scenario
 from tests.qcow2.engine import Disk, Qcow2Rig, new_image, open_disk
 
-__all__ = ["SCENARIOS"]
+__all__ = [
+    "SCENARIOS",
+    "SMALL",
+    "Requests",
+    "Resizes",
+    "SideBySide",
+    "crashed",
+    "fresh",
+    "only_open",
+    "overlay",
+]
 
 MAY_UNMAP: Final = int(RequestFlags.MAY_UNMAP)
 
@@ -125,8 +135,8 @@ class SideBySide(Requests):
 class Resizes(Requests):
     """Longer, so that the L1 table moves, and shorter, so that refcount blocks go and the file is cut."""
 
-    def __init__(self, cluster: int, prealloc: PreallocMode) -> None:
-        super().__init__(cluster, 4)
+    def __init__(self, cluster: int, prealloc: PreallocMode, count: int = 4) -> None:
+        super().__init__(cluster, count)
         self.prealloc = prealloc
 
     async def __call__(self, rnd: random.Random, guest: Guest) -> None:
@@ -134,9 +144,10 @@ class Resizes(Requests):
         await super().__call__(rnd, guest)
         await guest.flush()
         longer = size * rnd.choice((2, 7, 20)) // self.cluster * self.cluster
+        longer = max(longer, guest.disk.length)  # after a failure it may be longer than is sure
         await guest.truncate(longer + rnd.choice((0, SECTOR)), self.prealloc)
         await super().__call__(rnd, guest)
-        await guest.truncate(rnd.choice((size // 2, size, SECTOR)))
+        await guest.truncate(rnd.choice((size // (2 * SECTOR) * SECTOR or SECTOR, size, SECTOR)))
         await super().__call__(rnd, guest)
         await guest.flush()
 

@@ -41,7 +41,6 @@ ALLOWED: Final = (
         "a table over the header or another table, or not in the file: writing to such an image would destroy it",
     ),
     ("we refuse", r"incompatible_features", "subclusters are not read"),
-    ("they refuse", r"size|bitmap .*", "a bitmap that makes no sense: the disk's content does not depend on bitmaps"),
     (
         "they refuse",
         r"nb_snapshots|snapshots_offset|snapshot extra_data_size",

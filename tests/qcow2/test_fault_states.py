@@ -1,0 +1,91 @@
+"""Every operation below qcow2 fails once, and from then on; every await is cancelled once.
+
+Whatever the guest was doing: afterwards nothing is held, each sector holds what it may, the same driver serves the
+whole workload, and the image is at worst leaky, for us and, in a sample, for QEMU.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from blockio.testing.cancel import explore_cancellations
+from blockio.testing.faults import explore_faults
+from blockio.testing.rig import Disks
+from blockio.testing.wrapping import Wrap
+from blockio.types import PreallocMode
+from tests.qcow2.crash import Scenario, show_qemu
+from tests.qcow2.engine import Disk, Qcow2Rig
+from tests.qcow2.scenarios import SMALL, Requests, Resizes, crashed, fresh, only_open, overlay
+
+
+class KeepingRig(Qcow2Rig):
+    """Keeps some of the images that were opened read-only, as they are looked at in the end."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.count = 0
+        self.kept: list[bytes] = []
+
+    @asynccontextmanager
+    async def open(self, disks: Disks, *, wrap: Wrap | None = None, read_only: bool = False) -> AsyncIterator[Disk]:
+        async with super().open(disks, wrap=wrap, read_only=read_only) as disk:
+            yield disk
+        if not read_only:
+            return
+        self.count += 1
+        if self.count % 20 == 0:
+            self.kept.append(bytes(disks["file"]))
+
+
+def scenario(name: str, *args: Any, **kwargs: Any) -> Scenario:
+    return Scenario(name, 0, *args, **kwargs)
+
+
+SCENARIOS = {
+    one.name: one
+    for one in (
+        scenario("plain", fresh(100, 512), Requests(512, 12), KeepingRig(**SMALL)),
+        scenario("64-bit refcounts", fresh(100, 512, refcount_bits=64), Requests(512, 12), KeepingRig(**SMALL)),
+        scenario("lazy", fresh(100, 512, lazy_refcounts=True), Requests(512, 12), KeepingRig(), repairs=True),
+        scenario("version 2", fresh(60, 1024, compat="0.10"), Requests(1024, 12), KeepingRig()),
+        scenario("overlay", overlay(60, 1024), Requests(1024, 12), KeepingRig()),
+        scenario("resize", fresh(60, 512, refcount_bits=64), Resizes(512, PreallocMode.OFF, 2), KeepingRig()),
+        scenario("preallocate", fresh(60, 512), Resizes(512, PreallocMode.METADATA, 1), KeepingRig()),
+        scenario("repair", crashed(60, 512, lazy_refcounts=True), only_open, KeepingRig(), repairs=True),
+    )
+}
+
+
+@pytest.mark.peer("qemu-img")
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_every_fault(name: str) -> None:
+    """Not an async test: a loop in debug mode would take twice as long."""
+    one = SCENARIOS[name]
+
+    async def main() -> None:
+        disks = await one.image(random.Random(1))
+        report = await explore_faults(one.rig, disks, one.workload(1), repairs=one.repairs, discard_zeroes=True)
+        assert report.ok, f"\n{report}"
+        assert report.faults > 60
+
+    asyncio.run(main())
+    assert isinstance(one.rig, KeepingRig)
+    if not one.repairs:  # else they are shown before they were repaired
+        show_qemu(one.rig.kept)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_every_cancellation(name: str) -> None:
+    one = SCENARIOS[name]
+
+    async def main() -> int:
+        disks = await one.image(random.Random(2))
+        return await explore_cancellations(one.rig, disks, one.workload(2), repairs=one.repairs, discard_zeroes=True)
+
+    assert asyncio.run(main()) > 15 or one.work is only_open
