@@ -8,12 +8,14 @@ there, and come back with the result).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future as ThreadFuture
 from types import TracebackType
-from typing import Any, Final, Protocol, TypeVar, TypeVarTuple, cast
+from typing import Any, Final, Generic, Protocol, TypeVar, TypeVarTuple, cast
 
 __all__ = ["AioContext", "Closeable", "IOThread", "finish", "on_new_stack"]
 
@@ -65,6 +67,67 @@ async def on_new_stack(coro: Coroutine[Any, Any, _T]) -> _T:
     return await finish(task, task.cancel)
 
 
+class _Errand(Generic[_T]):
+    """What ``AioContext.run`` sends to another loop: runs *coro* there and brings the answer back.
+
+    Only that loop and the task hold it. A loop that is closed drops both, so the end of the errand without an answer
+    tells that there will be none.
+    """
+
+    __slots__ = ("_answer", "_context", "_coro", "_done", "_here", "started")
+
+    def __init__(
+        self,
+        coro: Coroutine[Any, Any, _T],
+        context: AioContext,
+        here: asyncio.AbstractEventLoop,
+        answer: asyncio.Future[_T],
+    ) -> None:
+        self._coro = coro
+        self._context = context
+        self._here = here
+        self._answer = answer
+        self._done = False
+        self.started: list[weakref.ref[asyncio.Task[_T]]] = []
+
+    def __call__(self) -> None:
+        """In the other loop."""
+        task = self._context.loop.create_task(self._coro)
+        self.started.append(weakref.ref(task))
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[_T]) -> None:
+        self._done = True
+        self._here.call_soon_threadsafe(_arrive, self._answer, task)
+
+    def give_up(self) -> None:
+        """Nothing was sent."""
+        self._done = True
+        self._coro.close()
+
+    def __del__(self) -> None:
+        if self._done:
+            return
+        if not self.started:
+            self._coro.close()
+        with contextlib.suppress(RuntimeError):  # our own loop is closed as well: nobody waits
+            self._here.call_soon_threadsafe(_never, self._answer, f"the event loop of {self._context!r} was closed")
+
+
+def _arrive(answer: asyncio.Future[_T], task: asyncio.Task[_T]) -> None:
+    if task.cancelled():
+        answer.cancel()
+    elif (error := task.exception()) is not None:
+        answer.set_exception(error)
+    else:
+        answer.set_result(task.result())
+
+
+def _never(answer: asyncio.Future[Any], why: str) -> None:
+    if not answer.done():
+        answer.set_exception(RuntimeError(why))
+
+
 class AioContext:
     """One running event loop and its thread. ``AioContext.current()`` is the only way to one: one per loop.
 
@@ -114,39 +177,32 @@ class AioContext:
         """Run *coro* in this context and come back with what it returns or raises.
 
         In the context itself it is simply awaited. From another loop a cancellation cancels *coro* over there, waits
-        until it has ended, then goes on. RuntimeError (and *coro* closed) where the loop is closed.
+        until it has ended, then goes on. RuntimeError (and *coro* closed) where the loop is closed, before *coro* began
+        or under it.
         """
         here = asyncio.get_running_loop()
         if here is self.loop:
             return await coro
         answer: asyncio.Future[_T] = here.create_future()
-        task: asyncio.Task[_T] | None = None
-
-        def start() -> None:
-            nonlocal task
-            task = self.loop.create_task(coro)
-            task.add_done_callback(ended)
-
-        def ended(task: asyncio.Task[_T]) -> None:
-            here.call_soon_threadsafe(arrive, task)
-
-        def arrive(task: asyncio.Task[_T]) -> None:
-            if task.cancelled():
-                answer.cancel()
-            elif (error := task.exception()) is not None:
-                answer.set_exception(error)
-            else:
-                answer.set_result(task.result())
+        errand = _Errand(coro, self, here, answer)
+        started = errand.started
+        try:
+            self.loop.call_soon_threadsafe(errand)
+        except RuntimeError:
+            errand.give_up()
+            raise
+        del errand  # the other loop has it; where that loop is closed with it, nobody has, and it says so
 
         def cancel() -> None:
-            # Bottom halves keep their order: ``start`` has run when this does.
-            self.loop.call_soon_threadsafe(lambda: task is not None and task.cancel())
+            # Bottom halves keep their order: the errand has begun when this is called.
+            def reach() -> None:
+                task = started[0]() if started else None
+                if task is not None:
+                    task.cancel()
 
-        try:
-            self.loop.call_soon_threadsafe(start)
-        except RuntimeError:
-            coro.close()
-            raise
+            with contextlib.suppress(RuntimeError):  # closed: the errand answers
+                self.loop.call_soon_threadsafe(reach)
+
         return await finish(answer, cancel)
 
     def share(self, kind: type[_K], make: Callable[[], _K]) -> _K:

@@ -215,6 +215,8 @@ class FileDriver(ProtocolDriver):
     async def close(self) -> None:
         """Let go of the locks with the descriptor. Errors of writing back come from flushes, not from here."""
         engine = self._engine
+        if self._locks is not None and self._locks.fd != self._file.fd:
+            os.close(self._locks.fd)  # one that a reopen could not take the locks from
         try:
             await close_descriptor(self._file.fd, engine.run)
         finally:
@@ -253,10 +255,14 @@ class FileDriver(ProtocolDriver):
         file = state.notes.pop("file", None)
         if file is None:
             return
+        done = {self._file.fd}
         if self._locks is not None:
+            done.add(self._locks.fd)  # an earlier one, if its locks had to stay with it
             self._locks.move(file.fd)
+            done.discard(self._locks.fd)
         self._engine.close()
-        os.close(self._file.fd)
+        for fd in done:
+            os.close(fd)
         self._serve(file, state.notes.pop("engine"))
 
     def reopen_abort(self, state: ReopenState) -> None:

@@ -6,10 +6,11 @@ import asyncio
 import contextvars
 import gc
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
+import uvloop
 
 from blockio.aio.context import AioContext, IOThread, finish
 
@@ -212,3 +213,27 @@ async def test_a_shared_resource_lives_as_long_as_its_users() -> None:
     assert first.closings == 1
     assert context.share(_Shared, _Shared) is not first
     context.unshare(_Shared)
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+async def test_a_loop_that_is_closed_before_an_errand_begins(
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    """Nobody is left waiting for ever, and the coroutine is closed."""
+    loop = new_loop()
+    context = await asyncio.to_thread(loop.run_until_complete, _current())
+
+    async def never() -> None:
+        raise AssertionError("it ran")
+
+    errand = asyncio.create_task(context.run(never()))
+    await asyncio.sleep(0)
+    loop.close()
+    with pytest.raises(RuntimeError, match="was closed"):
+        await errand
+    with pytest.raises(RuntimeError, match="closed"):
+        await context.run(never())
+
+
+async def _current() -> AioContext:
+    return AioContext.current()

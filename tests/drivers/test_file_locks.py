@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from blockio.aio import syscalls
+from blockio.buffers import IoVector
 from blockio.driver.base import ReopenState
 from blockio.errors import BlockError, ImageLocked
 from blockio.types import OpenFlags, Perm, PreallocMode
@@ -129,6 +130,44 @@ async def test_locks_go_along_when_reopening(path: Path) -> None:
         async with open_driver(path) as other:
             with pytest.raises(ImageLocked):
                 other.check_perm(WRITER, Perm.ALL)
+
+
+async def test_locks_that_cannot_go_along_stay(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel has no room for more locks at the one moment that cannot fail: nobody comes in between."""
+    locks = syscalls.ofd_lock
+    left = 2
+
+    def no_room(fd: int, kind: int, start: int, nbytes: int = 1) -> None:
+        nonlocal left
+        if kind == fcntl.F_RDLCK:
+            left -= 1
+            if left < 0:
+                raise OSError(errno.ENOLCK, "No locks available")
+        locks(fd, kind, start, nbytes)
+
+    async with open_driver(path) as driver:
+        driver.check_perm(WRITER, NO_WRITERS)
+        driver.set_perm(WRITER, NO_WRITERS)
+        host = driver.host
+        assert isinstance(host, Host)
+        held = locked(path)
+        assert held
+        for turn in range(3):
+            if turn < 2:
+                monkeypatch.setattr(syscalls, "ofd_lock", no_room)
+            state = ReopenState(host.flags.with_(read_only=turn % 2 == 0), None)
+            await driver.reopen_prepare(state)
+            left = 2
+            driver.reopen_commit(state)
+            host.flags = state.flags
+            assert locked(path) == held
+            monkeypatch.setattr(syscalls, "ofd_lock", locks)
+            memory = bytearray(4096)
+            await driver.co_preadv(0, IoVector.of(memory), 0)
+            assert memory == b"disk" * 1024
+        driver.set_perm(READ, Perm.ALL)
+        assert locked(path) == {100}
+    assert locked(path) == set()
 
 
 async def test_creating_over_a_file_in_use(path: Path) -> None:

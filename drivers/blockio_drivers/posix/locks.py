@@ -7,6 +7,7 @@ whoever unshares one, 100+i. The bytes need not exist. See the reference's page 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 from typing import Final
@@ -71,9 +72,21 @@ class LockBytes:
         self._held &= needed
 
     def move(self, fd: int) -> None:
-        """Lock on *fd* what is held on the descriptor that is about to be closed; shared locks do not conflict."""
-        held, self._held, self.fd = self._held, frozenset(), fd
-        self._lock(held)
+        """Lock on *fd* what is held, and be about *fd* from then on; shared locks do not conflict. Cannot fail.
+
+        Where the kernel has no room for the new locks (ENOLCK) they stay where they are: ``fd`` says where, and that
+        descriptor must then stay open.
+        """
+        try:
+            for byte in sorted(self._held):
+                syscalls.ofd_lock(fd, fcntl.F_RDLCK, byte)
+        except OSError:
+            for byte in sorted(self._held):
+                # A lock too few here is harmless, one too many would be taken for another process's.
+                with contextlib.suppress(OSError):
+                    syscalls.ofd_lock(fd, fcntl.F_UNLCK, byte)
+            return
+        self.fd = fd
 
     def _lock(self, wanted: frozenset[int]) -> None:
         for byte in sorted(wanted - self._held):
