@@ -25,6 +25,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from blockio.testing.faults import FaultPlan, FaultyChild
 from blockio.testing.guest import SECTOR, Allowed, Guest, Promises, Workload
 from blockio.testing.journal import DISCARDED, ChangeKind, Journal, Moment, apply_change, put, resize
 from blockio.testing.rig import Rig, sound, writable
@@ -125,12 +126,13 @@ async def record(
     discard_zeroes: bool = False,
     turns: int = 0,
     seed: int = 0,
+    faults: FaultPlan | None = None,
 ) -> Run:
     """Let a guest do *workload* on *rig* over copies of *disks*, and record it, also the opening and closing.
 
     *discard_zeroes*: see ``Guest``. With *turns* each operation of a disk takes up to that many turns of the loop, by
-    *seed*, so that requests which the workload sends side by side overtake each other. What the workload raises is
-    raised.
+    *seed*, so that requests which the workload sends side by side overtake each other. *faults* are met while the
+    guest works, who is forgiving then. What the workload raises else is raised.
     """
     journal = Journal()
     copies = {name: bytearray(data) for name, data in disks.items()}
@@ -140,12 +142,18 @@ async def record(
         journal.add(name, data)
     rnd = random.Random(seed)
 
+    plan = faults or FaultPlan()
+    nth, plan.nth = plan.nth, 0
+
     def wrap(name: str, child: Child) -> Child:
-        return journal.over(name, PausingChild(child, turns=turns, rnd=rnd) if turns else child)
+        below = PausingChild(child, turns=turns, rnd=rnd) if turns else child
+        return journal.over(name, FaultyChild(below, plan))
 
     async with rig.open(copies, wrap=wrap) as disk:
-        guest = Guest(disk, promises, discard_zeroes=discard_zeroes)
+        guest = Guest(disk, promises, discard_zeroes=discard_zeroes, forgiving=faults is not None)
+        plan.arm(nth)
         await workload(guest)
+        plan.nth = 0
         await guest.verify()
         disk.at_rest()
     return Run(journal, promises, copies)

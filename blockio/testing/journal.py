@@ -65,11 +65,15 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Flush:
-    """A flush of *disk*, or a write with FUA, has ended well: the changes with these numbers are durable."""
+    """A flush of *disk*, or a write with FUA, has ended well: the changes with these numbers are durable.
+
+    Those in ``failed`` had failed before it: from now on they have not happened.
+    """
 
     tick: int
     disk: str
     covers: frozenset[int]
+    failed: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,7 @@ class Journal:
         self.starts: dict[str, bytes] = {}
         self.events: list[Change | Flush] = []
         self._ended: dict[str, set[int]] = {}
+        self._failed: dict[str, set[int]] = {}
         self._numbers = itertools.count(1)
         self.tick = itertools.count(1).__next__
 
@@ -100,6 +105,7 @@ class Journal:
         """A disk called *name* that holds *content* now."""
         self.starts[name] = bytes(content)
         self._ended[name] = set()
+        self._failed[name] = set()
 
     def over(self, name: str, child: Child) -> Child:
         """A child of the disk that was added as *name*, recording what passes (a ``Wrap``)."""
@@ -117,10 +123,14 @@ class Journal:
         payload: bytes = b"",
         flags: RequestFlags | int = 0,
     ) -> Iterator[None]:
-        """Around a change of *disk*, now *length* bytes long. One that fails may have happened; no flush covers it."""
+        """Around a change of *disk*, now *length* bytes long. One that fails may have happened, until a flush."""
         change = Change(next(self._numbers), self.tick(), disk, kind, offset, nbytes, length, payload)
         self.events.append(change)
-        yield
+        try:
+            yield
+        except OSError:
+            self._failed[disk].add(change.number)
+            raise
         if flags & RequestFlags.FUA:
             self.events.append(Flush(self.tick(), disk, frozenset({change.number})))
         else:
@@ -129,10 +139,11 @@ class Journal:
     @contextmanager
     def flushing(self, disk: str) -> Iterator[None]:
         """Around a flush of *disk*."""
-        covers = frozenset(self._ended[disk])
+        covers, failed = frozenset(self._ended[disk]), frozenset(self._failed[disk])
         yield
         self._ended[disk] -= covers
-        self.events.append(Flush(self.tick(), disk, covers))
+        self._failed[disk] -= failed
+        self.events.append(Flush(self.tick(), disk, covers, failed))
 
     def changes(self) -> list[Change]:
         """All changes, in the order they were sent in."""
@@ -145,12 +156,13 @@ class Journal:
         for at, event in enumerate(self.events):
             if isinstance(event, Change):
                 pending.append(event)
-            elif not event.covers.isdisjoint(change.number for change in pending):
+            elif event.covers or event.failed:
                 yield self._moment(at, event.tick - 1, durable, pending)
                 for change in pending:
                     if change.number in event.covers:
                         apply_change(durable[change.disk], change)
-                pending = [change for change in pending if change.number not in event.covers]
+                settled = event.covers | event.failed
+                pending = [change for change in pending if change.number not in settled]
         yield self._moment(len(self.events), self.tick(), durable, pending)
 
     @staticmethod

@@ -6,12 +6,14 @@ verdict, which costs a process each.
 
 from __future__ import annotations
 
+import errno
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from blockio.testing.crash import CrashReport, CrashState, explore_crashes, record, survives
+from blockio.testing.faults import FaultPlan
 from blockio.testing.guest import Guest, Workload
 from tests.qcow2.engine import Qcow2Rig, check_image
 
@@ -30,7 +32,8 @@ _SAMPLE: Final = 250
 class Scenario:
     """``image`` makes the disks, ``work`` is done to them; both from a seed. ``states`` is its share of a test run.
 
-    ``repairs``: the image may be dirty. ``turns``: requests overlap. See ``blockio.testing.crash``.
+    ``repairs``: the image may be dirty. ``turns``: requests overlap. ``faults``: an operation fails, or all from then
+    on. See ``blockio.testing.crash``.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Scenario:
     rig: Qcow2Rig = field(default_factory=Qcow2Rig)
     repairs: bool = False
     turns: int = 0
+    faults: bool = False
     run: int = _RUN
 
     def workload(self, seed: int) -> Workload:
@@ -87,9 +91,17 @@ async def explore(scenario: Scenario, states: int, seed: int) -> tuple[Explored,
 
 
 async def _explore_one(scenario: Scenario, states: int, seed: int, sample: list[bytes]) -> CrashReport:
-    disks = await scenario.image(random.Random(seed))
+    rnd = random.Random(seed)
+    disks = await scenario.image(rnd)
+    plan = FaultPlan(rnd.randint(1, 60), error=errno.EIO, sticky=rnd.random() < 0.3) if scenario.faults else None
     run = await record(
-        scenario.rig, disks, scenario.workload(seed), discard_zeroes=True, turns=scenario.turns, seed=seed
+        scenario.rig,
+        disks,
+        scenario.workload(seed),
+        discard_zeroes=True,
+        turns=scenario.turns,
+        seed=seed,
+        faults=plan,
     )
     judge = survives(scenario.rig, run.promises, repairs=scenario.repairs)
 

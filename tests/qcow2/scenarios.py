@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from blockio.driver.base import CheckFix
@@ -13,6 +15,7 @@ from blockio.testing.guest import SECTOR, Guest
 from blockio.types import PreallocMode, RequestFlags
 from tests.qcow2.crash import MakeImage, Scenario
 from tests.qcow2.engine import Disk, Qcow2Rig, new_image, open_disk
+from tests.support.qemu import qemu_img
 
 __all__ = [
     "SCENARIOS",
@@ -69,6 +72,25 @@ def crashed(clusters: int, cluster: int, **options: Any) -> MakeImage:
 
         await explore_crashes(run.journal, keep, states=40, seed=seed)
         return rnd.choice(states).disks
+
+    return make
+
+
+def shared(clusters: int, cluster: int, **options: Any) -> MakeImage:
+    """An image with two snapshots of QEMU's, whose clusters and tables the active disk shares."""
+
+    async def make(rnd: random.Random) -> Mapping[str, bytearray]:
+        image = await new_image(clusters * cluster, cluster_size=cluster, **options)
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "image.qcow2"
+            for name in ("one", "two"):
+                async with open_disk(image) as disk:
+                    for _ in range(4):
+                        await disk.write(rnd.randrange(clusters - 3) * cluster, rnd.randbytes(3 * cluster))
+                path.write_bytes(image.data)
+                qemu_img("snapshot", "-c", name, path)
+                image.data[:] = path.read_bytes()
+        return {"file": image.data}
 
     return make
 
@@ -163,6 +185,20 @@ async def grow_refcount_table(_rnd: random.Random, guest: Guest) -> None:
     await guest.write(at, b"c" * 4096)
 
 
+async def keep_bitmaps(rnd: random.Random, guest: Guest) -> None:
+    """Bitmaps come, are written to, are stored when the image is closed; one goes."""
+    disk = qcow2_of(guest)
+    bitmaps = disk.host.dirty_bitmaps
+    for name in ("a", "b"):
+        if bitmaps.find(name) is None:
+            bitmaps.create(disk.length, 4096, name).persistent = True
+    for _ in range(8):
+        offset = rnd.randrange(disk.length // SECTOR) * SECTOR
+        await guest.write(offset, rnd.randbytes(min(2 * SECTOR, disk.length - offset)))
+        bitmaps.mark(offset, 2 * SECTOR)
+    await guest.flush()
+
+
 async def check_and_repair(rnd: random.Random, guest: Guest) -> None:
     """Leaks are mended, or everything; none is left."""
     driver = qcow2_of(guest).driver
@@ -187,14 +223,14 @@ SMALL: Final = {"l2_cache_size": 1024}
 SCENARIOS: Final = {
     scenario.name: scenario
     for scenario in (
-        Scenario("512-byte clusters", 1500, fresh(150, 512), Requests(512), Qcow2Rig(**SMALL)),
-        Scenario("64-bit refcounts", 1500, fresh(150, 512, refcount_bits=64), Requests(512)),
-        Scenario("1-bit refcounts", 1500, fresh(100, 1024, refcount_bits=1), Requests(1024)),
-        Scenario("version 2", 1500, fresh(100, 512, compat="0.10"), Requests(512)),
-        Scenario("4 KiB clusters", 1500, fresh(40, 4096, refcount_bits=32), Requests(4096)),
+        Scenario("512-byte clusters", 1200, fresh(150, 512), Requests(512), Qcow2Rig(**SMALL)),
+        Scenario("64-bit refcounts", 1200, fresh(150, 512, refcount_bits=64), Requests(512)),
+        Scenario("1-bit refcounts", 1200, fresh(100, 1024, refcount_bits=1), Requests(1024)),
+        Scenario("version 2", 1200, fresh(100, 512, compat="0.10"), Requests(512)),
+        Scenario("4 KiB clusters", 1000, fresh(40, 4096, refcount_bits=32), Requests(4096)),
         Scenario("64 KiB clusters", 300, fresh(10, 65536), Requests(65536, 15)),
-        Scenario("many tables", 1500, fresh(1000, 512), Requests(512, 30), Qcow2Rig(**SMALL)),
-        Scenario("overlay", 1500, overlay(100, 512), Requests(512)),
+        Scenario("many tables", 1200, fresh(1000, 512), Requests(512, 30), Qcow2Rig(**SMALL)),
+        Scenario("overlay", 1200, overlay(100, 512), Requests(512)),
         Scenario("overlay of 4 KiB", 800, overlay(30, 4096), Requests(4096)),
         Scenario(
             "lazy refcounts",
@@ -203,12 +239,16 @@ SCENARIOS: Final = {
             Requests(512),
             repairs=True,
         ),
-        Scenario("side by side", 2000, fresh(80, 512), SideBySide(512, 28), Qcow2Rig(**SMALL), turns=3),
-        Scenario("side by side, wide", 1500, fresh(80, 512, refcount_bits=64), SideBySide(512, 28), turns=3),
+        Scenario("side by side", 1500, fresh(80, 512), SideBySide(512, 28), Qcow2Rig(**SMALL), turns=3),
+        Scenario("side by side, wide", 1000, fresh(80, 512, refcount_bits=64), SideBySide(512, 28), turns=3),
+        Scenario("snapshots below", 1200, shared(60, 512), Requests(512)),
+        Scenario("snapshots below, 64 bits", 600, shared(60, 1024, refcount_bits=64), Requests(1024)),
+        Scenario("bitmaps", 600, fresh(100, 512), keep_bitmaps),
+        Scenario("a failing disk", 1500, fresh(100, 512), Requests(512, 20), Qcow2Rig(**SMALL), faults=True, run=80),
         *(
             Scenario(
                 f"resize, {prealloc.value}, {'lazy' if lazy else bits}",
-                1000,
+                800,
                 fresh(100, 512, refcount_bits=bits, lazy_refcounts=lazy),
                 Resizes(512, prealloc),
                 repairs=lazy,

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from blockio.buffers import IoVector
+from blockio.errors import BlockError
 from blockio.testing.cancel import explore_cancellations
 from blockio.testing.crash import CrashState, crash_state, explore_crashes, record, survives
-from blockio.testing.faults import explore_faults
+from blockio.testing.faults import FaultPlan, FaultyChild, explore_faults
 from blockio.testing.guest import SECTOR, Guest, Promises
 from blockio.testing.journal import Journal
 from blockio.testing.memory import MemoryChild
@@ -129,6 +130,20 @@ async def test_a_sample_is_the_same_for_the_same_seed() -> None:
         return names
 
     assert await sample(1) == await sample(1) != await sample(2)
+
+
+async def test_a_write_that_failed_may_have_happened_until_a_flush() -> None:
+    journal = Journal()
+    journal.add("file", A * 2)
+    plan = FaultPlan(1)
+    child = journal.over("file", FaultyChild(MemoryChild(A * 2), plan))
+    with pytest.raises(BlockError):
+        await child.co_pwritev(0, IoVector.of(B))
+    await child.co_pwritev(512, IoVector.of(C))
+    await child.co_flush()
+    found = await states(journal)
+    assert {content for name, content in found.items() if name.startswith("2:")} == {A + A, A + C, B + A, B + C}
+    assert {content for name, content in found.items() if not name.startswith("2:")} == {A + C}
 
 
 # -- promises
