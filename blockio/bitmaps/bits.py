@@ -14,6 +14,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Final
 
 __all__ = ["SparseBits"]
@@ -25,6 +26,12 @@ _CHUNKS_SHIFT: Final = 16
 def _lowest(bits: int) -> int:
     """The number of the lowest bit that is set; *bits* is not 0."""
     return (bits & -bits).bit_length() - 1
+
+
+@cache
+def _ones(shift: int) -> int:
+    """A full chunk of that size: one for all who have it."""
+    return (1 << (1 << shift)) - 1
 
 
 class SparseBits:
@@ -39,7 +46,7 @@ class SparseBits:
         self.size = size
         self.count = 0
         self._shift = max(_LEAST_SHIFT, (size - 1).bit_length() - _CHUNKS_SHIFT)
-        self._ones = (1 << (1 << self._shift)) - 1
+        self._ones = _ones(self._shift)
         self._chunks: dict[int, int] = {}
         self._mixed = 0
         self._full = 0
@@ -73,15 +80,21 @@ class SparseBits:
     def _put(self, index: int, old: int, new: int) -> None:
         """Chunk *index*, which was *old*, is *new*."""
         self.count += new.bit_count() - old.bit_count()
-        bit = 1 << index
+        was_mixed = index in self._chunks
         if new and new != self._whole(index):
             self._chunks[index] = new
-            self._mixed |= bit
-            self._full &= ~bit
+            if not was_mixed:  # the summaries cost more than the chunk
+                self._mixed |= 1 << index
+                if old:
+                    self._full ^= 1 << index
             return
-        if self._chunks.pop(index, None) is not None:
-            self._mixed ^= bit
-        self._full = self._full | bit if new else self._full & ~bit
+        if was_mixed:
+            del self._chunks[index]
+            self._mixed ^= 1 << index
+        elif old:
+            self._full ^= 1 << index
+        if new:
+            self._full |= 1 << index
 
     # -- changing
 
@@ -161,8 +174,10 @@ class SparseBits:
             self.reset(size, self.size)
         last = max(min(size, self.size) - 1, 0) >> self._shift
         edge = self._get(last)
+        # What was a full chunk may be a part of one now, and the other way round.
+        self._put(last, edge, 0)
         self.size = size
-        self._put(last, edge, edge)  # what was a full chunk may be a part of one now, and the other way round
+        self._put(last, 0, edge)
 
     # -- looking
 

@@ -18,24 +18,26 @@ class DirtyBitmaps:
     last one goes: while there is none, nothing needs to be recorded.
     """
 
-    __slots__ = ("_changed", "_list")
+    __slots__ = ("_changed", "_list", "_named")
 
     def __init__(self, changed: Callable[[], object] = lambda: None) -> None:
         self._list: list[DirtyBitmap] = []
+        """Oldest first."""
+        self._named: dict[str, DirtyBitmap] = {}
         self._changed = changed
 
     def __bool__(self) -> bool:
         return bool(self._list)
 
     def __iter__(self) -> Iterator[DirtyBitmap]:
-        return iter(list(self._list))
+        return iter(self._list[::-1])
 
     def __contains__(self, bitmap: object) -> bool:
         return any(item is bitmap for item in self._list)
 
     def find(self, name: str) -> DirtyBitmap | None:
         """The bitmap of that name."""
-        return next((bitmap for bitmap in self._list if bitmap.name == name), None)
+        return self._named.get(name)
 
     def create(self, size: int, granularity: int, name: str | None = None) -> DirtyBitmap:
         """A new bitmap for a disk of *size* bytes, all clean and enabled (``bdrv_create_dirty_bitmap``).
@@ -48,7 +50,9 @@ class DirtyBitmaps:
             if len(name.encode("utf-8", "surrogateescape")) > MAX_NAME:
                 raise BlockError(f"Bitmap name too long: {name}", errno.ENAMETOOLONG)
         bitmap = DirtyBitmap(size, granularity, name)
-        self._list.insert(0, bitmap)
+        self._list.append(bitmap)
+        if name is not None:
+            self._named[name] = bitmap
         if len(self._list) == 1:
             self._changed()
         return bitmap
@@ -66,6 +70,8 @@ class DirtyBitmaps:
                 break
         else:
             raise ValueError(f"{bitmap!r} is not here")
+        if bitmap.name is not None:
+            del self._named[bitmap.name]
         if not self._list:
             self._changed()
 
@@ -110,6 +116,8 @@ class DirtyBitmaps:
         successor = bitmap.successor
         if successor is None:
             raise BlockError("Cannot relinquish control if there's no successor present", errno.EPERM)
+        if bitmap.name is not None:
+            self._named[bitmap.name] = successor
         successor.name, bitmap.name = bitmap.name, None
         successor.persistent, bitmap.persistent = bitmap.persistent, False
         bitmap.successor = None
