@@ -1,9 +1,5 @@
 """Dirty bitmaps: which parts of a disk were written since somebody last looked. Pure data: no node, no I/O.
 
-``bits`` is the set of bits, ``dirty`` one bitmap with its granularity and its rules, ``owner`` the bitmaps of one node.
+``bits`` is the set of bits, ``dirty`` one bitmap with its granularity and its rules, ``owner`` the bitmaps of one node,
+which loads the others when it gets its first.
 """
-
-from blockio.bitmaps.dirty import BitmapUse, DirtyBitmap, DirtyBitmapInfo
-from blockio.bitmaps.owner import DirtyBitmaps
-
-__all__ = ["BitmapUse", "DirtyBitmap", "DirtyBitmapInfo", "DirtyBitmaps"]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
-from blockio.bitmaps.dirty import MAX_NAME, BitmapUse, DirtyBitmap
 from blockio.errors import BlockError
+
+if TYPE_CHECKING:
+    from blockio.bitmaps.dirty import DirtyBitmap
 
 __all__ = ["DirtyBitmaps"]
 
@@ -44,6 +47,9 @@ class DirtyBitmaps:
 
         Raises BlockError EEXIST for a name in use, ENAMETOOLONG above 1023 bytes; ValueError for the granularity.
         """
+        # Most nodes have none.
+        from blockio.bitmaps.dirty import MAX_NAME, DirtyBitmap  # noqa: PLC0415
+
         if name is not None:
             if self.find(name) is not None:
                 raise BlockError(f"Bitmap already exists: {name}", errno.EEXIST)
@@ -102,6 +108,8 @@ class DirtyBitmaps:
 
         Raises BlockError (EPERM) for one that is busy or has one already.
         """
+        from blockio.bitmaps.dirty import BitmapUse  # noqa: PLC0415  # as above
+
         bitmap.check(BitmapUse.BUSY)
         if bitmap.successor is not None:
             raise BlockError("Cannot create a successor for a bitmap that already has one", errno.EPERM)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from blockio.aio.context import AioContext
-    from blockio.bitmaps import DirtyBitmaps
+    from blockio.bitmaps.owner import DirtyBitmaps
     from blockio.driver.child import Child
     from blockio.types import Limits, OpenFlags, Role
 

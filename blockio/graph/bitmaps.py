@@ -1,4 +1,4 @@
-"""The dirty bitmaps of nodes: QEMU's functions on a node, and what its monitor commands do.
+"""The dirty bitmaps of nodes: QEMU's functions on a node. ``bitmap_commands`` has what its monitor does with them.
 
 The node's request path records its writes in them (``NodeIO.written`` and the fast lane); ``blockio.bitmaps`` is the
 bookkeeping, a driver that stores bitmaps in its images loads and stores them by itself.
@@ -7,28 +7,17 @@ bookkeeping, a driver that stores bitmaps in its images loads and stores them by
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
-from blockio.bitmaps import BitmapUse, DirtyBitmap, DirtyBitmapInfo, DirtyBitmaps
-from blockio.errors import BlockError, OptionError
+from blockio.errors import BlockError
 
 if TYPE_CHECKING:
-    from blockio.bitmaps.bits import SparseBits
+    from blockio.bitmaps.dirty import DirtyBitmap, DirtyBitmapInfo
+    from blockio.bitmaps.owner import DirtyBitmaps
     from blockio.driver.base import BlockDriver
-    from blockio.graph.node import BlockNode
     from blockio.graph.path import RequestPath
 
-__all__ = [
-    "BitmapOwner",
-    "block_dirty_bitmap_add",
-    "block_dirty_bitmap_clear",
-    "block_dirty_bitmap_disable",
-    "block_dirty_bitmap_enable",
-    "block_dirty_bitmap_lookup",
-    "block_dirty_bitmap_merge",
-    "block_dirty_bitmap_remove",
-]
+__all__ = ["BitmapOwner"]
 
 _LEAST_DEFAULT: Final = 4096
 _MOST_DEFAULT: Final = 65536
@@ -88,84 +77,3 @@ class BitmapOwner:
         if self.driver is None:
             raise BlockError(errno=errno.ENOMEDIUM)
         return self.driver
-
-
-def block_dirty_bitmap_lookup(node: BlockNode, name: str) -> DirtyBitmap:
-    """*node*'s bitmap of that name. OptionError (ENOENT)."""
-    bitmap = node.find_dirty_bitmap(name)
-    if bitmap is None:
-        raise OptionError(f"Dirty bitmap '{name}' not found", errno.ENOENT)
-    return bitmap
-
-
-async def block_dirty_bitmap_add(
-    node: BlockNode, name: str, *, granularity: int | None = None, persistent: bool = False, disabled: bool = False
-) -> DirtyBitmap:
-    """A new bitmap by *name* (``block-dirty-bitmap-add``), *persistent*: the image shall hold it.
-
-    Raises OptionError for an empty name or a granularity that is no power of two of at least 512, and as
-    ``create_dirty_bitmap`` and ``co_can_store_new_dirty_bitmap``. Cancelled, there is none.
-    """
-    if not name:
-        raise OptionError("Bitmap name cannot be empty")
-    if granularity is None:
-        granularity = await node.get_default_bitmap_granularity()
-    elif granularity < 512 or granularity & (granularity - 1):
-        raise OptionError("Granularity must be power of 2 and at least 512")
-    if persistent and node.find_dirty_bitmap(name) is None:
-        await node.co_can_store_new_dirty_bitmap(name, granularity)
-    bitmap = node.create_dirty_bitmap(granularity, name)
-    bitmap.disabled = disabled
-    bitmap.persistent = persistent
-    return bitmap
-
-
-async def block_dirty_bitmap_remove(node: BlockNode, name: str) -> None:
-    """Forget the bitmap, in the image too (``block-dirty-bitmap-remove``). An inconsistent one may be removed.
-
-    Where that fails or is cancelled it stays.
-    """
-    bitmap = block_dirty_bitmap_lookup(node, name)
-    bitmap.check(BitmapUse.BUSY | BitmapUse.READONLY)
-    if bitmap.persistent:
-        # Nobody may begin to use it, and the image not be closed with it, while it is on its way out.
-        bitmap.busy, bitmap.persistent = True, False
-        try:
-            await node.co_remove_persistent_dirty_bitmap(name)
-        except BaseException:
-            bitmap.persistent = True
-            raise
-        finally:
-            bitmap.busy = False
-    node.release_dirty_bitmap(bitmap)
-
-
-def block_dirty_bitmap_clear(node: BlockNode, name: str) -> SparseBits:
-    """Nothing is dirty any more (``block-dirty-bitmap-clear``); the answer is for ``DirtyBitmap.restore``."""
-    return block_dirty_bitmap_lookup(node, name).clear()
-
-
-def block_dirty_bitmap_enable(node: BlockNode, name: str) -> None:
-    """Record writes (``block-dirty-bitmap-enable``)."""
-    bitmap = block_dirty_bitmap_lookup(node, name)
-    bitmap.check(BitmapUse.ALLOW_RO)
-    bitmap.enable()
-
-
-def block_dirty_bitmap_disable(node: BlockNode, name: str) -> None:
-    """Record no writes (``block-dirty-bitmap-disable``)."""
-    bitmap = block_dirty_bitmap_lookup(node, name)
-    bitmap.check(BitmapUse.ALLOW_RO)
-    bitmap.disable()
-
-
-def block_dirty_bitmap_merge(node: BlockNode, target: str, sources: Iterable[tuple[BlockNode, str]]) -> SparseBits:
-    """Add what is dirty in each of *sources* to *target* (``block-dirty-bitmap-merge``): all of them, or nothing.
-
-    The answer is for ``DirtyBitmap.restore``. Raises as ``DirtyBitmap.merge``.
-    """
-    into = block_dirty_bitmap_lookup(node, target)
-    collected = DirtyBitmap(into.size, into.granularity)
-    for owner, name in sources:
-        collected.merge(block_dirty_bitmap_lookup(owner, name))
-    return into.merge(collected)

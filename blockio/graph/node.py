@@ -11,7 +11,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from blockio.aio.context import AioContext, finish
-from blockio.bitmaps import DirtyBitmaps
+from blockio.bitmaps.owner import DirtyBitmaps
 from blockio.driver.base import BlockDriver, DriverKind, FilterDriver
 from blockio.errors import BlockError, ReadOnly
 from blockio.graph import drain, names

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from blockio.errors import BlockError, UnsupportedFeature
-from blockio.graph.bitmaps import (
+from blockio.graph.bitmap_commands import (
     block_dirty_bitmap_add,
     block_dirty_bitmap_clear,
     block_dirty_bitmap_disable,
@@ -22,7 +22,7 @@ from blockio.img.opening import ImageLike, opened
 from blockio.types import OpenFlags
 
 if TYPE_CHECKING:
-    from blockio.bitmaps import DirtyBitmapInfo
+    from blockio.bitmaps.dirty import DirtyBitmapInfo
     from blockio.graph.node import BlockNode
 
 __all__ = ["BitmapAction", "BitmapOperation", "bitmap", "copy_bitmaps", "refuse_broken_bitmaps"]

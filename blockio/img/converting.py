@@ -16,7 +16,6 @@ import msgspec
 
 from blockio.driver.registry import find_protocol
 from blockio.errors import BlockError, OptionError, OutOfRange, UnsupportedFeature
-from blockio.img.bitmapping import copy_bitmaps, refuse_broken_bitmaps
 from blockio.img.copying import Copier, Source
 from blockio.img.creating import CreatePlan, option_pairs, plan_create
 from blockio.img.opening import Image, ImageLike, image_of, opened, sectors_up
@@ -113,6 +112,8 @@ async def convert(
         if compress:
             raise UnsupportedFeature("Compression not supported for this file format")
         if bitmaps:
+            from blockio.img.bitmapping import refuse_broken_bitmaps  # noqa: PLC0415  # few conversions copy them
+
             if len(disks) > 1:
                 raise OptionError("Copying bitmaps only possible with single source")
             refuse_broken_bitmaps(disks[0].node, skip_broken=skip_broken_bitmaps)
@@ -147,6 +148,8 @@ async def convert(
         )
         await copier.run()
         if bitmaps:
+            from blockio.img.bitmapping import copy_bitmaps  # noqa: PLC0415  # as above
+
             await copy_bitmaps(disks[0].node, node, on_warning=on_warning)
     meter.finish()
     return ConvertResult(

@@ -10,7 +10,7 @@ import errno
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from blockio.bitmaps import DirtyBitmaps
+from blockio.bitmaps.owner import DirtyBitmaps
 from blockio.buffers import IoVector
 from blockio.errors import BlockError, OptionError, ReadOnly
 from blockio.types import (

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from blockio.bitmaps import DirtyBitmap, DirtyBitmaps
+from blockio.bitmaps.dirty import DirtyBitmap
+from blockio.bitmaps.owner import DirtyBitmaps
 from blockio.errors import BlockError
 
 SIZE = 1 << 20

@@ -9,7 +9,7 @@ import pytest
 
 import blockio
 from blockio import img
-from blockio.graph.bitmaps import block_dirty_bitmap_add
+from blockio.graph.bitmap_commands import block_dirty_bitmap_add
 from blockio.img import BitmapAction, BitmapOperation
 from tests.qcow2.bitmap_rig import mark_in_use
 

@@ -8,7 +8,7 @@ import pytest
 
 from blockio.buffers import IoVector
 from blockio.errors import BlockError, OptionError
-from blockio.graph.bitmaps import (
+from blockio.graph.bitmap_commands import (
     block_dirty_bitmap_add,
     block_dirty_bitmap_clear,
     block_dirty_bitmap_disable,

@@ -9,8 +9,8 @@ import pytest
 
 import blockio
 from blockio import BlockBackend, RequestFlags
-from blockio.bitmaps import DirtyBitmap
-from blockio.graph.bitmaps import block_dirty_bitmap_add
+from blockio.bitmaps.dirty import DirtyBitmap
+from blockio.graph.bitmap_commands import block_dirty_bitmap_add
 from tests.model.stacks import STACKS, Stack
 from tests.support.qemu import assert_clean
 

@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from blockio.bitmaps import DirtyBitmap
+from blockio.bitmaps.dirty import DirtyBitmap
 from blockio.testing.memory import MemoryHost
 from blockio_drivers.qcow2.bitmap_directory import decode_directory, encode_directory
 from blockio_drivers.qcow2.header import Header

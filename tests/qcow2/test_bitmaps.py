@@ -13,7 +13,7 @@ import blockio
 from blockio.driver.base import CheckFix
 from blockio.errors import BlockError, CorruptImage, ImageError, LimitExceeded
 from blockio.graph.activation import activate_node, inactivate_node
-from blockio.graph.bitmaps import (
+from blockio.graph.bitmap_commands import (
     block_dirty_bitmap_add,
     block_dirty_bitmap_disable,
     block_dirty_bitmap_merge,

@@ -36,14 +36,14 @@ from blockio_drivers.qcow2.bitmap_directory import (
     encode_directory,
     table_is_sound,
 )
-from blockio_drivers.qcow2.bitmap_header import crosses, plan_bitmaps
 from blockio_drivers.qcow2.extensions import BitmapsExtension
 from blockio_drivers.qcow2.header import Autoclear
 from blockio_drivers.qcow2.image import Corruption, finish
 from blockio_drivers.qcow2.tables import BITMAP_TABLE_OFFSET_MASK, table_from_bytes, table_to_bytes
 
 if TYPE_CHECKING:
-    from blockio.bitmaps import DirtyBitmap, DirtyBitmaps
+    from blockio.bitmaps.dirty import DirtyBitmap
+    from blockio.bitmaps.owner import DirtyBitmaps
     from blockio_drivers.qcow2.allocator import Allocator
     from blockio_drivers.qcow2.image import Image
 
@@ -341,6 +341,9 @@ class PersistentBitmaps:
 
     async def _turn_header(self, extension: BitmapsExtension | None) -> None:
         """Make *extension* the header's, in an order that shows the old one, the new one, or (rarely) none."""
+        # Most images have none.
+        from blockio_drivers.qcow2.bitmap_header import crosses, plan_bitmaps  # noqa: PLC0415
+
         image = self._image
         others = image.header.autoclear & ~int(Autoclear.BITMAPS)
         if extension is not None and not image.header.autoclear & Autoclear.BITMAPS:
