@@ -71,7 +71,6 @@ if TYPE_CHECKING:
         ReadOnly,
         UnsupportedFeature,
     )
-    from blockio.graph.drain import outside_requests
     from blockio.graph.events import ImageCorrupted
     from blockio.types import (
         BlockInfo,
@@ -142,7 +141,6 @@ _HOME = {
         "ReadOnly",
         "UnsupportedFeature",
     ),
-    "blockio.graph.drain": ("outside_requests",),
     "blockio.graph.events": ("ImageCorrupted",),
     "blockio.types": (
         "BlockInfo",
@@ -224,7 +222,6 @@ __all__ = [
     "listen_to_all",
     "named_backends",
     "open",
-    "outside_requests",
     "top_nodes",
 ]
 

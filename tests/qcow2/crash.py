@@ -15,6 +15,7 @@ from typing import Final, TypeAlias
 from blockio.testing.crash import CrashReport, CrashState, explore_crashes, record, survives
 from blockio.testing.faults import FaultPlan
 from blockio.testing.guest import Guest, Workload
+from blockio.testing.rig import Rig
 from tests.qcow2.engine import Qcow2Rig, check_image
 
 __all__ = ["Explored", "MakeImage", "Scenario", "explore"]
@@ -40,7 +41,7 @@ class Scenario:
     states: int
     image: MakeImage
     work: Work
-    rig: Qcow2Rig = field(default_factory=Qcow2Rig)
+    rig: Rig = field(default_factory=Qcow2Rig)
     repairs: bool = False
     turns: int = 0
     faults: bool = False

@@ -40,6 +40,9 @@ __all__ = [
 CHUNK: Final = 4096
 SIZE: Final = 16 * CHUNK
 
+BACKING: Final = bytes(range(1, 129)) * (SIZE // 256)
+"""The content of ``base.raw``: half as long as the disk."""
+
 _OFFSET: Final = 0x00FF_FFFF_FFFF_FE00
 _COMPRESSED: Final = 1 << 62
 _PATIENCE: Final = 20_000
@@ -78,6 +81,7 @@ def sample_image(path: Path, options: str, *, more: bool = True) -> bytes:
     def guest(*commands: str) -> None:
         run("qemu-io", "-f", "qcow2", *(word for command in commands for word in ("-c", command)), path)
 
+    (path.parent / "base.raw").write_bytes(BACKING)
     run("qemu-img", "create", "-f", "qcow2", "-o", options, path, str(SIZE))
     guest("write -P 1 0 9k", "write -P 2 16k 3k", "write -z 24k 4k", "write -P 6 60k 4k")
     if more:
@@ -236,10 +240,12 @@ Reading: TypeAlias = "tuple[bytes | None, ...] | None"
 
 
 class _Opener(MemoryOpener):
-    """Only ``file`` is there: whatever else an image asks for is denied."""
+    """``base.raw`` is there: whatever else an image asks for is denied."""
 
     async def implicit(self, name: str, role: Role, *, target: str, format: str | None, kind: str) -> Child | None:
-        raise OpenDenied(f"{name} is '{target}'")
+        if target != "base.raw" or format not in {None, "raw"} or name != "backing":
+            raise OpenDenied(f"{name} is '{target}'")
+        return MemoryChild(BACKING, name=name)
 
 
 @asynccontextmanager
@@ -311,6 +317,7 @@ async def abuse(data: bytes) -> None:
 
 def theirs(folder: Path, images: Iterable[bytes]) -> list[Reading]:
     """What one qemu-io reads of each of *images*. It may refuse one, but must not crash over it."""
+    (folder / "base.raw").write_bytes(BACKING)
     commands: list[str] = []
     for position, data in enumerate(images):
         path = folder / f"{position}.qcow2"
@@ -319,7 +326,13 @@ def theirs(folder: Path, images: Iterable[bytes]) -> list[Reading]:
         commands += [f"read -v {offset} {CHUNK}" for offset in range(0, SIZE, CHUNK)]
         commands += ["close", "help close"]
     done = subprocess.run(
-        ["qemu-io"], input="\n".join([*commands, "quit"]), capture_output=True, text=True, timeout=300, check=False
+        ["qemu-io"],
+        input="\n".join([*commands, "quit"]),
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=300,
+        check=False,
     )
     assert done.returncode >= 0, f"qemu-io died of signal {-done.returncode}: {done.stderr[-500:]}"
     blocks = done.stdout.split("close -- close the current open file\n")[:-1]

@@ -12,6 +12,7 @@ from typing import Any, Final
 from blockio.driver.base import CheckFix
 from blockio.testing.crash import CrashState, explore_crashes, record
 from blockio.testing.guest import SECTOR, Guest
+from blockio.testing.rig import StackRig
 from blockio.types import PreallocMode, RequestFlags
 from tests.qcow2.crash import MakeImage, Scenario
 from tests.qcow2.engine import Disk, Qcow2Rig, new_image, open_disk
@@ -144,6 +145,34 @@ class Requests:
             await one_request(rnd, guest, self.cluster)
 
 
+class Anywhere(Requests):
+    """Requests as guests of a graph may send them: at any byte, of any length."""
+
+    async def __call__(self, rnd: random.Random, guest: Guest) -> None:
+        for _ in range(self.count):
+            offset = rnd.randrange(guest.length)
+            nbytes = min(rnd.choice((1, 100, 700, 3000)), guest.length - offset)
+            action = rnd.randrange(8)
+            if action < 4:
+                await guest.write(offset, rnd.randbytes(nbytes))
+            elif action < 6:
+                await guest.zero(offset, nbytes, rnd.choice((0, MAY_UNMAP)))
+            elif action < 7:
+                await one_request(rnd, guest, self.cluster)
+            else:
+                await guest.flush()
+
+
+def graph(disks: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """qcow2 over its disk, as nodes."""
+    return {"driver": "qcow2", "file": disks["file"], "l2-cache-size": 1024}
+
+
+def chain(disks: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """An overlay whose backing file is raw."""
+    return {"driver": "qcow2", "file": disks["file"], "backing": {"driver": "raw", "file": disks["backing"]}}
+
+
 class SideBySide(Requests):
     """Four guests at once, also in each other's clusters."""
 
@@ -241,6 +270,8 @@ SCENARIOS: Final = {
         ),
         Scenario("side by side", 1500, fresh(80, 512), SideBySide(512, 28), Qcow2Rig(**SMALL), turns=3),
         Scenario("side by side, wide", 1000, fresh(80, 512, refcount_bits=64), SideBySide(512, 28), turns=3),
+        Scenario("through the graph", 500, fresh(100, 512), Anywhere(512, 20), StackRig(graph), turns=2),
+        Scenario("a chain through the graph", 500, overlay(60, 512), Anywhere(512, 20), StackRig(chain)),
         Scenario("snapshots below", 1200, shared(60, 512), Requests(512)),
         Scenario("snapshots below, 64 bits", 600, shared(60, 1024, refcount_bits=64), Requests(1024)),
         Scenario("bitmaps", 600, fresh(100, 512), keep_bitmaps),

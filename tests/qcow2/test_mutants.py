@@ -26,6 +26,7 @@ pytestmark = pytest.mark.peer("qemu-img", "qemu-io")
 BASES: Final = {
     "512": ("cluster_size=512", True, 2),
     "version 2": ("compat=0.10,cluster_size=1024", True, 5),
+    "overlay": ("cluster_size=512,backing_file=base.raw,backing_fmt=raw", False, 5),
     "64-bit refcounts": ("cluster_size=4096,refcount_bits=64", True, 7),
     "64 KiB, 1-bit refcounts": ("cluster_size=65536,refcount_bits=1,lazy_refcounts=on", False, 17),
 }

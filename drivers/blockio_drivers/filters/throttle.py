@@ -39,7 +39,6 @@ class ThrottleDriver(FilterDriver):
     name = "throttle"
     Options = ThrottleOptions
     strong_options = frozenset(("throttle-group",))
-    reopen_options = frozenset(("throttle-group",))
     capabilities = Capabilities(write_compressed=Capability.NATIVE)
 
     def __init__(self, host: DriverHost) -> None:

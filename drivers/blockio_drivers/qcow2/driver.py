@@ -244,7 +244,7 @@ class Qcow2Driver(FormatDriver):
             "backing",
             Role.COW,
             target=header.backing_file,
-            format=header.backing_format,
+            format=header.backing_format or None,  # an empty name is none
             kind=ReferenceKind.BACKING.value,
         )
 
@@ -404,7 +404,7 @@ class Qcow2Driver(FormatDriver):
     def backing_reference(self) -> tuple[str, str | None] | None:
         """Name and format of the backing file, as the header has them."""
         header = self._image.header
-        return None if header.backing_file is None else (header.backing_file, header.backing_format)
+        return None if header.backing_file is None else (header.backing_file, header.backing_format or None)
 
     def statistics(self) -> dict[str, CacheStatistics]:
         """Snapshots of the ``l2``, ``refcount`` and ``compressed`` caches."""
