@@ -72,6 +72,9 @@ class DriverHost(Protocol):
     def report(self, message: str) -> None:
         """One line for the person at the tool (``ERROR cluster 5 refcount=0 reference=1``, ``Repairing …``)."""
 
+    def warn(self, message: str, hint: str = "") -> None:
+        """Something about the image that its user should know, although it can be used; *hint*: what to do."""
+
     def corrupted(self, message: str, *, offset: int = -1, size: int = -1, fatal: bool = True) -> None:
         """Report a corruption once as an event; *fatal* shuts the node: later I/O is NoMedium."""
 

@@ -10,7 +10,7 @@ import msgspec
 if TYPE_CHECKING:
     from blockio.graph.node import BlockNode
 
-__all__ = ["ImageCorrupted", "Listener", "NodeEvent", "Reported", "watchers"]
+__all__ = ["ImageCorrupted", "Listener", "NodeEvent", "Reported", "Warned", "watchers"]
 
 
 class ImageCorrupted(msgspec.Struct, frozen=True):
@@ -32,7 +32,15 @@ class Reported(msgspec.Struct, frozen=True):
     message: str
 
 
-NodeEvent: TypeAlias = ImageCorrupted | Reported
+class Warned(msgspec.Struct, frozen=True):
+    """Something about the image that its user should know, although it can be used."""
+
+    node_name: str
+    message: str
+    hint: str = ""
+
+
+NodeEvent: TypeAlias = ImageCorrupted | Reported | Warned
 Listener: TypeAlias = Callable[[NodeEvent], object]
 
 watchers: Final[list[Callable[[BlockNode, NodeEvent], object]]] = []

@@ -16,7 +16,7 @@ from blockio.driver.base import BlockDriver, DriverKind, FilterDriver
 from blockio.errors import BlockError, ReadOnly
 from blockio.graph import drain, names
 from blockio.graph.bitmaps import BitmapOwner
-from blockio.graph.events import ImageCorrupted, Listener, NodeEvent, Reported, watchers
+from blockio.graph.events import ImageCorrupted, Listener, NodeEvent, Reported, Warned, watchers
 from blockio.graph.names import all_nodes, find_node
 from blockio.graph.perms import Transaction, refresh, release_edge
 from blockio.types import DetectZeroes, Limits, OpenFlags, Role
@@ -263,6 +263,10 @@ class BlockNode(BitmapOwner):
     def report(self, message: str) -> None:
         """One line for the person at the tool, as an event."""
         self.emit(Reported(self.node_name, message))
+
+    def warn(self, message: str, hint: str = "") -> None:
+        """Something that whoever uses the image should know, as an event."""
+        self.emit(Warned(self.node_name, message, hint))
 
     def corrupted(self, message: str, *, offset: int = -1, size: int = -1, fatal: bool = True) -> None:
         """See ``DriverHost``. A second corruption that is not fatal is not reported again."""

@@ -199,6 +199,10 @@ class MemoryHost:
         """Noted."""
         self.events.append(("report", message))
 
+    def warn(self, message: str, hint: str = "") -> None:
+        """Noted."""
+        self.events.append(("warned", message, hint))
+
     def corrupted(self, message: str, *, offset: int = -1, size: int = -1, fatal: bool = True) -> None:
         """Noted."""
         self.events.append(("corrupted", message, offset, size, fatal))

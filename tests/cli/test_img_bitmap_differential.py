@@ -107,6 +107,14 @@ info broken.qcow2
 check a.qcow2
 check inuse.qcow2
 check broken.qcow2
+info stale.qcow2
+check stale.qcow2
+map stale.qcow2
+compare stale.qcow2 stale.qcow2
+compare -q stale.qcow2 a.qcow2
+resize stale.qcow2 20M
+bitmap --add stale.qcow2 x
+bitmap --remove stale.qcow2 b0
 resize a.qcow2 20M
 resize --shrink a.qcow2 1M
 resize inuse.qcow2 20M
@@ -149,6 +157,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert found is not None
     data[found.directory_offset + 15] |= 1
     (folder / "inuse.qcow2").write_bytes(data)
+    data[95] = 0  # the autoclear bit
+    (folder / "stale.qcow2").write_bytes(data)
+    data[95] = 1
     data[found.directory_offset + 12] = 1
     (folder / "broken.qcow2").write_bytes(data)
     return folder

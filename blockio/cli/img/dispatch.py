@@ -56,6 +56,9 @@ def _run(argv: list[str], output: Output) -> int:
         return _tell("help", output)
     if isinstance(plan, int):
         return plan
+    from blockio.cli.warnings import show_warnings  # noqa: PLC0415  # now that there is something to be opened
+
+    show_warnings(output)
     run = getattr(module, "run", asyncio.run)
     status: int = run(module.execute(plan, output))
     return status

@@ -17,6 +17,7 @@ from blockio.cli.io.language import perform
 from blockio.cli.io.opening import Opening, open_image, set_aio, set_cache, set_discard
 from blockio.cli.io.session import Session
 from blockio.cli.output import Output
+from blockio.cli.warnings import show_warnings
 from blockio.errors import BlockError, OptionError
 
 __all__ = ["PROMPT", "Ending", "LineSource", "Plan", "prepare", "run"]
@@ -196,6 +197,7 @@ async def run(plan: Plan, lines: LineSource | None = None) -> int:
     """Do what *plan* says; *lines* replaces standard input. The exit status: 0 where everything succeeded, else 1."""
     output = plan.output
     session = Session(output, misalign=plan.misalign)
+    show_warnings(output)
     status = 0
     try:
         if plan.opening is not None:

@@ -99,8 +99,9 @@ class PersistentBitmaps:
                 self._bitmaps.release(bitmap)
         found = self._image.header.bitmaps
         if self._image.header.stale_bitmaps:
-            self._image.host.report(
-                "a program lacking bitmap support modified this file, so all bitmaps are now considered inconsistent"
+            self._image.host.warn(
+                "a program lacking bitmap support modified this file, so all bitmaps are now considered inconsistent",
+                "Some clusters may be leaked, run 'qemu-img check -r' on the image file to fix.",
             )
         if found is None:
             return
