@@ -71,6 +71,7 @@ if TYPE_CHECKING:
         ReadOnly,
         UnsupportedFeature,
     )
+    from blockio.graph.drain import outside_requests
     from blockio.graph.events import ImageCorrupted
     from blockio.types import (
         BlockInfo,
@@ -141,6 +142,7 @@ _HOME = {
         "ReadOnly",
         "UnsupportedFeature",
     ),
+    "blockio.graph.drain": ("outside_requests",),
     "blockio.graph.events": ("ImageCorrupted",),
     "blockio.types": (
         "BlockInfo",
@@ -222,6 +224,7 @@ __all__ = [
     "listen_to_all",
     "named_backends",
     "open",
+    "outside_requests",
     "top_nodes",
 ]
 

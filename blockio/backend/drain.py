@@ -92,7 +92,7 @@ class Drain(BackendCore):
             if scope.active and scope.owner is self:
                 raise RuntimeError(
                     f"a drain of {self._describe()} from inside one of the requests it waits for would never end; "
-                    "drain from a task of its own"
+                    "drain from a task made with context=blockio.outside_requests()"
                 )
             scope = scope.outer
 
@@ -120,7 +120,10 @@ async def drained_all() -> AsyncIterator[None]:
     scope = current_requests.get()
     while scope is not None:
         if scope.active:
-            raise RuntimeError("drain_all from inside a request would never end; drain from a task of its own")
+            raise RuntimeError(
+                "drain_all from inside a request would never end; "
+                "drain from a task made with context=blockio.outside_requests()"
+            )
         scope = scope.outer
     await drain_all_begin()
     try:

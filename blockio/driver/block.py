@@ -127,6 +127,9 @@ class BlockDriver(ABC):
     stores_bitmaps: ClassVar[bool] = False
     """Whether images hold dirty bitmaps: the driver loads those that its image has and stores persistent ones."""
 
+    reopen_options: ClassVar[frozenset[str]] = frozenset()
+    """Those of ``Options`` that a reopen may change: ``reopen_prepare`` finds them in ``ReopenState.options``."""
+
     sg: bool = False
     """Whether this is a SCSI generic device: commands instead of reads and writes (QEMU's ``bs->sg``)."""
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from contextvars import ContextVar, Token
+from contextvars import Context, ContextVar, Token, copy_context
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
@@ -40,6 +40,7 @@ __all__ = [
     "drained_begin",
     "drained_end",
     "is_busy",
+    "outside_requests",
     "refuse_self_wait",
 ]
 
@@ -71,6 +72,19 @@ class RequestScope:
 
 current_requests: ContextVar[RequestScope | None] = ContextVar("blockio_current_requests", default=None)
 """The innermost request this code runs inside of; ``outer`` leads to those around it."""
+
+
+def outside_requests() -> Context:
+    """A context for a task that is started inside a request but is no part of it: it may drain.
+
+    ``asyncio.create_task(blk.drain(), context=outside_requests())``. Without it the task inherits being inside, and a
+    drain of it is refused for as long as the request runs. Whoever uses it must not have the request wait for the
+    task: that would never end.
+    """
+    context = copy_context()
+    context.run(current_requests.set, None)
+    return context
+
 
 _waiters: Final[dict[AioContext, set[asyncio.Future[None]]]] = {}
 _all_sections = 0
@@ -168,7 +182,8 @@ def refuse_self_wait(node: BlockNode) -> None:
     while scope is not None:
         if scope.active and scope.owner in above:
             raise RuntimeError(
-                f"a drain of node '{node.node_name}' from inside one of the requests it waits for would never end"
+                f"a drain of node '{node.node_name}' from inside one of the requests it waits for would never end; "
+                "drain from a task made with context=blockio.outside_requests()"
             )
         scope = scope.outer
 

@@ -8,13 +8,16 @@ all go back, and nothing has changed.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from blockio.aio.context import finish
 from blockio.driver.base import BlockDriver, DriverKind, ReopenState
+from blockio.driver.options import convert_options
 from blockio.errors import OptionError, ReadOnly, message_of
 from blockio.graph import drain
+from blockio.graph.describe import filename_of
 from blockio.graph.flags import inherit
 from blockio.graph.node import must_be_open
 from blockio.graph.perms import Transaction, refresh
@@ -23,12 +26,13 @@ if TYPE_CHECKING:
     from blockio.graph.node import BlockNode
     from blockio.types import OpenFlags
 
-__all__ = ["reopen"]
+__all__ = ["changed_options", "reopen"]
 
 
-async def reopen(node: BlockNode, **changes: bool) -> None:
+async def reopen(node: BlockNode, *, options: Mapping[str, Any] | None = None, **changes: bool) -> None:
     """Change *node*'s ``OpenFlags`` to what *changes* say (``read_only=True``), and its children's as they follow.
 
+    *options* are options of *node*'s driver that become others; see ``changed_options`` for what is refused.
     Drained meanwhile; a node that becomes read-only is flushed first. Raises what stands in the way (ReadOnly where
     somebody needs to write, what the driver says, ImageLocked), and then, as after a cancellation, nothing has
     changed; a cancellation that comes when all is certain and drivers finish their part goes on after that. A backing
@@ -36,7 +40,8 @@ async def reopen(node: BlockNode, **changes: bool) -> None:
     """
     must_be_open(node)
     plan = _plan(node, node.flags.with_(**changes))
-    plan = [(here, flags) for here, flags in plan if flags != here.flags]
+    own, typed = changed_options(node, options or {})
+    plan = [(here, flags) for here, flags in plan if flags != here.flags or (here is node and own != node.options)]
     if not plan:
         return
     async with AsyncExitStack() as sections:
@@ -48,7 +53,7 @@ async def reopen(node: BlockNode, **changes: bool) -> None:
         prepared: list[tuple[BlockNode, ReopenState]] = []
         try:
             for here, flags in plan:
-                state = ReopenState(flags, here.typed_options)
+                state = ReopenState(flags, typed if here is node else here.typed_options)
                 assert here.driver is not None
                 # To its end even if cancelled: a half-prepared driver can neither commit nor abort.
                 await finish(asyncio.ensure_future(_prepare(here, state, prepared)))
@@ -59,10 +64,31 @@ async def reopen(node: BlockNode, **changes: bool) -> None:
                     here.driver.reopen_abort(state)
             await _finished(prepared)
             raise
+        node.options, node.typed_options = own, typed
+        node.filename = filename_of(node)
         for here, _ in plan:
             here.limits_changed()
             here.path.refresh_lanes()
         await _finished(prepared)
+
+
+def changed_options(node: BlockNode, given: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    """*node*'s options with *given* among them, as they were written and as the driver's ``Options``.
+
+    OptionError for an option that is not the driver's or that it cannot change while it is open, unless it stays what
+    it is, and for a value that is none.
+    """
+    cls = node.driver_class
+    options = {**node.options, **given}
+    for name in given:
+        if name not in cls.Options.__struct_encode_fields__:
+            raise OptionError(f"Cannot change the option '{name}'")
+    typed = convert_options(cls.Options, options, cls.name)
+    for field, name in zip(cls.Options.__struct_fields__, cls.Options.__struct_encode_fields__, strict=True):
+        if name in cls.reopen_options or getattr(typed, field) == getattr(node.typed_options, field):
+            continue
+        raise OptionError(f"Cannot change the option '{name}'")
+    return options, typed
 
 
 async def _finished(prepared: list[tuple[BlockNode, ReopenState]]) -> None:

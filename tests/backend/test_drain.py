@@ -9,6 +9,7 @@ import pytest
 
 from blockio.backend import BlockBackend, drain_all, drained_all
 from blockio.errors import NoMedium
+from blockio.graph.drain import outside_requests
 from blockio.testing.driver import MemoryDisk
 from blockio.types import Perm
 from tests.backend.conftest import LENGTH
@@ -216,6 +217,24 @@ async def test_a_callback_of_a_request_may_drain(blk: BlockBackend) -> None:
     drains: list[asyncio.Task[None]] = []
     await blk.aio_flush(cb=lambda _ret: drains.append(asyncio.create_task(blk.drain())))
     await drains[0]
+
+
+async def test_a_task_that_is_no_part_of_the_request_may_drain(blk: BlockBackend, disk: MemoryDisk) -> None:
+    """Started inside, it inherits being inside unless it is told not to; the drain then waits for the request."""
+    started: list[asyncio.Task[None]] = []
+
+    async def meddle(operation: str, offset: int, nbytes: int) -> None:
+        started.append(asyncio.create_task(blk.drain()))
+        started.append(asyncio.create_task(blk.drain(), context=outside_requests()))
+        await turns()
+
+    disk.arrive = meddle  # type: ignore[method-assign]  # stands in the middle of a request
+    await blk.co_preadv(0, bytearray(1))
+    del disk.arrive
+    inherited, free = started
+    with pytest.raises(RuntimeError, match="outside_requests"):
+        await inherited
+    await free
 
 
 async def test_drain_all(disk: MemoryDisk) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Final
 
 from blockio.backend import BlockBackend
@@ -16,7 +16,7 @@ from blockio.cli.output import Output
 from blockio.driver.options import flatten, nest, parse_image_opts
 from blockio.errors import BlockError, OptionError
 from blockio.graph.flags import take_node_options
-from blockio.graph.reopen import reopen
+from blockio.graph.reopen import changed_options, reopen
 from blockio.types import Perm, PreallocMode, StatusFlags
 
 __all__ = ["option_list"]
@@ -164,8 +164,12 @@ async def _reopen(session: Session, words: Words) -> None:
     wanted = take_node_options(
         nest(given), opening.flags if read_only is None else opening.flags.with_(read_only=read_only)
     )
-    for name in flatten(wanted.rest):
-        raise OptionError(f"Cannot change the option '{name}'")
+    rest = {name: value for name, value in wanted.rest.items() if not isinstance(value, Mapping)}
+    for name in flatten({name: value for name, value in wanted.rest.items() if name not in rest}):
+        raise OptionError(f"Cannot change the option '{name.rpartition('.')[2]}'")  # a child's
+    if own_name := next((name for name in ("driver", "node-name") if name in given), None):
+        raise OptionError(f"Cannot change the option '{own_name}'")
+    changed_options(node, rest)
     if read_only:
         # The backend no longer writes, so that the node may stop to.
         await blk.drain()
@@ -173,6 +177,7 @@ async def _reopen(session: Session, words: Words) -> None:
         blk.set_perm(perm & ~(Perm.WRITE | Perm.WRITE_UNCHANGED | Perm.RESIZE), shared)
     await reopen(
         node,
+        options=rest,
         **{name: getattr(wanted.flags, name) for name in ("read_only", "cache_direct", "cache_no_flush")},
     )
     blk.set_enable_write_cache(wanted.flags.cache_writeback)

@@ -60,6 +60,7 @@ class PreallocateDriver(FilterDriver):
     name = "preallocate"
     Options = PreallocateOptions
     strong_options = frozenset()
+    reopen_options = frozenset(("prealloc-align", "prealloc-size"))
 
     def __init__(self, host: DriverHost) -> None:
         super().__init__(host)

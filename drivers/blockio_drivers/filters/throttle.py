@@ -39,6 +39,7 @@ class ThrottleDriver(FilterDriver):
     name = "throttle"
     Options = ThrottleOptions
     strong_options = frozenset(("throttle-group",))
+    reopen_options = frozenset(("throttle-group",))
     capabilities = Capabilities(write_compressed=Capability.NATIVE)
 
     def __init__(self, host: DriverHost) -> None:
