@@ -146,7 +146,7 @@ class Extent(NamedTuple):
     """The answer to *where are these bytes?*: one run of one kind, starting at the asked offset.
 
     ``length`` is at least 1 and at most what was asked for. ``host_offset`` is the position in ``child`` for
-    DATA, the allocated place of an allocated ZERO (or -1), a driver's own key for COMPRESSED, else -1.
+    DATA, the place in reserve of ZERO and UNALLOCATED (or -1), a driver's own key for COMPRESSED.
     """
 
     kind: ExtentKind

@@ -35,6 +35,7 @@ _FLAGS_OF: Final = {
     ExtentKind.UNALLOCATED: 0,
     ExtentKind.COMPRESSED: _DATA | _COMPRESSED,
 }
+_RESERVED: Final = (ExtentKind.ZERO, ExtentKind.UNALLOCATED)
 
 
 async def block_status(io: NodeIO, offset: int, nbytes: int, *, want_zero: bool) -> BlockStatus:
@@ -94,8 +95,8 @@ async def _ask_mapping(driver: FormatDriver, offset: int, nbytes: int) -> tuple[
     finally:
         driver.map_end(token)
     flags = _FLAGS_OF[kind]
-    if kind is ExtentKind.ZERO and child is not None and host_offset >= 0:
-        flags |= _OFFSET_VALID  # zeroes with a place of their own
+    if kind in _RESERVED and child is not None and host_offset >= 0:
+        flags |= _OFFSET_VALID  # zeroes or nothing, with a place of their own
     if not flags & _OFFSET_VALID or child is None:
         return flags, length, 0, "", None
     if kind is ExtentKind.DATA and await driver.co_data_may_be_hole():

@@ -85,7 +85,7 @@ def sample_image(path: Path, options: str, *, more: bool = True) -> bytes:
     run("qemu-img", "create", "-f", "qcow2", "-o", options, path, str(SIZE))
     guest("write -P 1 0 9k", "write -P 2 16k 3k", "write -z 24k 4k", "write -P 6 60k 4k")
     if more:
-        guest("write -c -P 3 32k 4k")
+        guest(f"write -c -P 3 32k {'16k' if 'extended_l2' in options else '4k'}")
         if "compat=0.10" not in options:
             run("qemu-img", "bitmap", "--add", "-g", "512", path, "dirty")
         run("qemu-img", "snapshot", "-c", "before", path)

@@ -259,6 +259,9 @@ SCENARIOS: Final = {
         Scenario("4 KiB clusters", 1000, fresh(40, 4096, refcount_bits=32), Requests(4096)),
         Scenario("64 KiB clusters", 300, fresh(10, 65536), Requests(65536, 15)),
         Scenario("many tables", 1200, fresh(1000, 512), Requests(512, 30), Qcow2Rig(**SMALL)),
+        Scenario("subclusters", 800, fresh(8, 16384, extended_l2=True), Requests(512)),
+        Scenario("subclusters, side by side", 600, fresh(8, 16384, extended_l2=True), SideBySide(512, 28), turns=3),
+        Scenario("subclusters of an overlay", 500, overlay(8, 16384, extended_l2=True), Requests(512)),
         Scenario("overlay", 1200, overlay(100, 512), Requests(512)),
         Scenario("overlay of 4 KiB", 800, overlay(30, 4096), Requests(4096)),
         Scenario(
@@ -291,6 +294,7 @@ SCENARIOS: Final = {
                 (PreallocMode.FULL, 16, False),
             )
         ),
+        Scenario("resize of subclusters", 300, fresh(2, 16384, extended_l2=True), Resizes(512, PreallocMode.METADATA)),
         Scenario("growing refcount table", 150, full_refcount_table(), grow_refcount_table),
         Scenario("repair on opening", 600, crashed(100, 512, lazy_refcounts=True), only_open, repairs=True, run=80),
         Scenario("repair of leaks", 400, crashed(100, 512, refcount_bits=8), check_and_repair, run=80),

@@ -15,7 +15,7 @@ from blockio.testing.memory import MemoryChild
 from blockio.types import Limits
 from blockio_drivers.qcow2.check import References, check_image
 from blockio_drivers.qcow2.header import Header
-from blockio_drivers.qcow2.tables import COMPRESSED, COPIED, ZERO
+from blockio_drivers.qcow2.tables import ALL_ZERO, COMPRESSED, COPIED, ZERO
 from tests.support.qcow2_craft import Craft, check, new_image
 from tests.support.qemu import qemu_img, qemu_img_json, qemu_io
 
@@ -127,6 +127,35 @@ def no_refcounts_at_all(image: Craft) -> object:
     return image.set(refcount_table_clusters=0)
 
 
+def subclusters(image: Craft, bitmap: int, *, entry: int | None = None) -> object:
+    """Guest cluster 0 with *bitmap*, and *entry* in place of the right one."""
+    at = image.l2_entry_at(0)
+    image.map(0, b"data")
+    if entry is not None:
+        image.put_entry(at, entry)
+    return image.put_entry(at + 8, bitmap)
+
+
+EXTENDED_BENDS: dict[str, Callable[[Craft], object]] = {
+    "sound": lambda image: subclusters(image, 0xFFFF_0000_0000_FFFF),
+    "in reserve": lambda image: subclusters(image, 0),
+    "data and zero": lambda image: subclusters(image, 0x1_0000_0001),
+    "data and zero, last": lambda image: subclusters(image, 0x8000_0000_8000_0001),
+    "data nowhere": lambda image: subclusters(image, 1, entry=0),
+    "zeroes nowhere": lambda image: subclusters(image, ALL_ZERO, entry=0),
+    "compressed": lambda image: subclusters(image, 1, entry=COMPRESSED | image.cluster(b"x")),
+    "compressed zeroes": lambda image: subclusters(image, ALL_ZERO, entry=COMPRESSED | COPIED | image.cluster(b"x")),
+    "crooked data": lambda image: subclusters(image, 1, entry=COPIED | image.cluster(b"x") + 512),
+    "crooked zeroes": lambda image: subclusters(image, ALL_ZERO, entry=COPIED | image.cluster(b"x") + 512),
+    "crooked reserve": lambda image: subclusters(image, 0, entry=COPIED | image.cluster(b"x") + 512),
+    "crooked and both": lambda image: subclusters(image, 0x1_0000_0001, entry=COPIED | image.cluster(b"x") + 512),
+    "zero flag": lambda image: subclusters(image, 1, entry=COPIED | ZERO | image.cluster(b"x")),
+    "reserved bits": lambda image: subclusters(image, 1, entry=COPIED | 2 | image.cluster(b"x")),
+    "not copied": lambda image: subclusters(image, 1, entry=image.cluster(b"x")),
+    "shared": lambda image: (subclusters(image, 1), image.put_entry(image.l2_entry_at(9), image.cluster(refcount=2))),
+}
+
+
 BENDS: list[Bend] = [
     leak,
     unreferenced_twice,
@@ -191,6 +220,18 @@ async def assert_same_as_qemu(image: Craft, path: Path) -> list[str]:
 async def test_findings(bend: Bend, cluster_size: int, tmp_path: Path) -> None:
     image = await new_image(40 * cluster_size, cluster_size=cluster_size)
     bend(image)
+    await assert_same_as_qemu(image, tmp_path / "bent.qcow2")
+
+
+@pytest.mark.peer("qemu-img")
+@pytest.mark.parametrize("bend", EXTENDED_BENDS)
+@pytest.mark.parametrize("cluster_size", [16384, K64])
+async def test_findings_in_extended_entries(bend: str, cluster_size: int, tmp_path: Path) -> None:
+    image = await new_image(40 * cluster_size, cluster_size=cluster_size, extended_l2=True)
+    for cluster in range(12, 20):
+        image.put_entry(image.l2_entry_at(cluster) + 8, 0xFF)
+        image.map(cluster, b"around it")
+    EXTENDED_BENDS[bend](image)
     await assert_same_as_qemu(image, tmp_path / "bent.qcow2")
 
 

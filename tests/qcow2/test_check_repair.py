@@ -17,7 +17,7 @@ from blockio.testing.memory import MemoryChild
 from blockio.types import Limits
 from blockio_drivers.qcow2.header import Incompatible
 from blockio_drivers.qcow2.repair import repair_image
-from blockio_drivers.qcow2.tables import COPIED, ZERO
+from blockio_drivers.qcow2.tables import COMPRESSED, COPIED, ZERO
 from tests.qcow2 import test_check as bends
 from tests.support.qcow2_craft import Craft, check, new_image, repair
 from tests.support.qemu import assert_clean, qemu_img, qemu_io
@@ -42,11 +42,42 @@ MENDABLE = [
 HOPELESS = [bends.data_crooked, bends.far_away, bends.l2_far_away, bends.reserved_bits, bends.compressed_and_copied]
 
 
+MENDABLE_EXTENDED = ["in reserve", "compressed", "crooked zeroes", "crooked reserve", "not copied"]
+
+
 async def image_with_data(cluster_size: int = K64, **options: object) -> Craft:
     image = await new_image(40 * cluster_size, cluster_size=cluster_size, **options)
     for cluster in (28, 29, 30):
         image.map(cluster, bytes([cluster]) * cluster_size)
     return image
+
+
+@pytest.mark.peer("qemu-img")
+@pytest.mark.parametrize("bend", MENDABLE_EXTENDED)
+async def test_extended_entries_are_mended(bend: str, tmp_path: Path) -> None:
+    image = await new_image(40 * K64, extended_l2=True)
+    image.put_entry(image.l2_entry_at(7) + 8, 0xFF << 32 | 0xFF00)
+    image.map(7, b"".join(bytes([block]) * 2048 for block in range(32)))
+    bends.EXTENDED_BENDS[bend](image)
+    _, _, after = await repair(image)
+    result, lines = await check(after)
+    assert lines == []
+    assert not result.corruptions
+    assert not result.leaks
+    path = after.save(tmp_path / "mended.qcow2")
+    assert_clean(path)
+    qemu_io(path, f"read -P 0 {7 * K64} 16k", f"read -P 9 {7 * K64 + 9 * 2048} 2k", format="qcow2")
+
+
+@pytest.mark.parametrize("fix", [CheckFix.LEAKS, CheckFix.ALL])
+async def test_a_repair_keeps_what_a_compressed_cluster_with_a_bitmap_names(fix: CheckFix) -> None:
+    """QEMU counts no reference for it, and a repair of leaks frees the data under it."""
+    image = await new_image(40 * K64, extended_l2=True)
+    data = image.cluster(b"compressed")
+    image.put_entry(image.l2_entry_at(0), COMPRESSED | data).put_entry(image.l2_entry_at(0) + 8, 1)
+    _, _, after = await repair(image, fix)
+    assert after.refcount(data) == 1
+    assert after.entry(after.l2_entry_at(0) + 8) == (0 if fix is CheckFix.ALL else 1)
 
 
 @pytest.mark.peer("qemu-img")

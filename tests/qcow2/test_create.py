@@ -35,6 +35,10 @@ def matrix() -> list[dict[str, Any]]:
         cases.append({"cluster_size": cluster_size, "compression_type": "zstd", "lazy_refcounts": True})
         cases.append({"cluster_size": cluster_size, "backing_file": "b.raw", "backing_fmt": "raw"})
         cases.append({"cluster_size": cluster_size, "preallocation": "full"})
+    for cluster_size in (16384, 65536, 2 * MIB):
+        for prealloc in ("off", "metadata", "falloc", "full"):
+            extended = {"cluster_size": cluster_size, "extended_l2": True, "preallocation": prealloc}
+            cases += [extended, {**extended, "backing_file": "b.raw", "backing_fmt": "raw"}]
     return cases
 
 
@@ -69,7 +73,9 @@ async def test_clean_and_the_same_as_qemus(options: dict[str, Any], tmp_path: Pa
         assert ours.read_bytes().rstrip(b"\0") == theirs.read_bytes().rstrip(b"\0"), "an empty image has one layout"
     else:
         assert qemu_img("compare", ours, theirs).stdout == "Images are identical.\n"
-        assert qemu_img_json("map", ours)[0]["data"], "preallocated clusters are data"
+        entry = qemu_img_json("map", ours)[0]
+        assert entry["data"] or options.get("extended_l2"), "preallocated clusters are data"
+        assert "offset" in entry or "backing_file" in options, "and have a place, as preallocated subclusters do"
 
 
 @pytest.mark.peer("qemu-img")
@@ -107,6 +113,14 @@ REFUSED: dict[str, tuple[type[BlockError], str]] = {
     "preallocation=metadata,backing_file=b.raw,backing_fmt=raw": (
         OptionError,
         "Backing file and preallocation can only be used at the same time if extended_l2 is on",
+    ),
+    "extended_l2=on,cluster_size=8k": (
+        OptionError,
+        "Extended L2 entries are only supported with cluster sizes of at least 16384 bytes",
+    ),
+    "extended_l2=on,compat=0.10": (
+        OptionError,
+        "Extended L2 entries are only supported with compatibility level 1.1 and above (use version=v3 or greater)",
     ),
     "backing_fmt=raw": (OptionError, "Backing format cannot be used without backing file"),
     "data_file_raw=on": (OptionError, "data-file-raw requires data-file"),
@@ -147,7 +161,7 @@ def test_qemu_says_the_same(text: str, tmp_path: Path) -> None:
     assert done.stderr.splitlines()[0] == f"qemu-img: a.qcow2: {REFUSED[text][1]}"
 
 
-@pytest.mark.parametrize("text", ["extended_l2=on", "data_file=x", "encryption=on"])
+@pytest.mark.parametrize("text", ["data_file=x", "encryption=on"])
 async def test_what_is_not_done_is_named(text: str) -> None:
     with pytest.raises(UnsupportedFeature, match=r"Unsupported qcow2 feature\(s\): "):
         await create_image(MemoryTarget(), options_of(text))

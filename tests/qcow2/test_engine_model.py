@@ -1,4 +1,4 @@
-"""Any sequence of requests against a bytearray, over cluster sizes, refcount widths, versions and backing files.
+"""Any sequence of requests against a bytearray, over entry layouts, cluster sizes, refcount widths, backing files.
 
 Afterwards QEMU finds the image clean and reads the same bytes from it.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -18,7 +19,26 @@ from blockio_drivers.qcow2.driver import Qcow2Driver
 from tests.qcow2.engine import Disk, check_image, new_image, open_disk, qemu_reads
 
 MAY_UNMAP = int(RequestFlags.MAY_UNMAP)
-CLUSTERS = (512, 1024, 4096, 65536)
+
+
+class Shape(NamedTuple):
+    """How large clusters are, and whether they have subclusters."""
+
+    cluster: int
+    extended: bool
+
+    @property
+    def unit(self) -> int:
+        """What is zeroed or discarded at once."""
+        return self.cluster // 32 if self.extended else self.cluster
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"cluster_size": self.cluster, "extended_l2": self.extended}
+
+
+STANDARD = [Shape(size, extended=False) for size in (512, 1024, 4096, 65536)]
+EXTENDED = [Shape(size, extended=True) for size in (16384, 65536)]
 
 
 @dataclass(frozen=True)
@@ -43,13 +63,14 @@ STEPS = st.lists(
 )
 
 
-async def _carry_out(disk: Disk, model: bytearray, steps: list[Step], cluster: int, *, zeroes: bool) -> None:
+async def _carry_out(disk: Disk, model: bytearray, steps: list[Step], shape: Shape, *, zeroes: bool) -> None:
+    cluster, unit = shape.cluster, shape.unit
     for step in steps:
         size = len(model)
         offset = int(step.place * size)
         nbytes = max(1, min(int(step.reach * 5 * cluster), size - offset))
-        aligned = offset // cluster * cluster
-        whole = min(-(-nbytes // cluster) * cluster, size - aligned)
+        aligned = offset // unit * unit
+        whole = min(-(-nbytes // unit) * unit, size - aligned)
         if step.action in {"write", "small"}:
             nbytes = min(nbytes, 700) if step.action == "small" else nbytes
             data = random.Random(step.seed).randbytes(nbytes)
@@ -82,17 +103,18 @@ async def _carry_out(disk: Disk, model: bytearray, steps: list[Step], cluster: i
 @pytest.mark.peer("qemu-img")
 @given(
     steps=STEPS,
-    cluster=st.sampled_from(CLUSTERS),
+    shape=st.sampled_from(STANDARD + EXTENDED),
     bits=st.sampled_from((1, 2, 4, 8, 16, 32, 64)),
     sectors=st.integers(1, 900),
     lazy=st.booleans(),
 )
-async def test_like_a_bytearray(steps: list[Step], cluster: int, bits: int, sectors: int, lazy: bool) -> None:
+async def test_like_a_bytearray(steps: list[Step], shape: Shape, bits: int, sectors: int, lazy: bool) -> None:
     size = sectors * 512
-    child = await new_image(size, cluster_size=cluster, refcount_bits=bits, lazy_refcounts=lazy)
+    child = await new_image(size, refcount_bits=bits, lazy_refcounts=lazy, **shape.options)
     model = bytearray(size)
-    async with open_disk(child, l2_cache_size=1024 if cluster == 512 else None) as disk:
-        await _carry_out(disk, model, steps, cluster, zeroes=True)
+    small: dict[str, Any] = {"l2_cache_size": 1024, "l2_cache_entry_size": 512} if shape.cluster in {512, 16384} else {}
+    async with open_disk(child, **small) as disk:
+        await _carry_out(disk, model, steps, shape, zeroes=True)
     check_image(child.data)
     assert qemu_reads(child.data) == model
 
@@ -100,23 +122,25 @@ async def test_like_a_bytearray(steps: list[Step], cluster: int, bits: int, sect
 @pytest.mark.peer("qemu-img")
 @given(
     steps=STEPS,
-    cluster=st.sampled_from(CLUSTERS),
+    kind=st.sampled_from(
+        [(shape, version) for shape in STANDARD for version in ("0.10", "1.1")] + [(shape, "1.1") for shape in EXTENDED]
+    ),
     sectors=st.integers(1, 900),
     below=st.integers(0, 1000),
-    version=st.sampled_from(("0.10", "1.1")),
 )
-async def test_over_a_backing_file(steps: list[Step], cluster: int, sectors: int, below: int, version: str) -> None:
+async def test_over_a_backing_file(steps: list[Step], kind: tuple[Shape, str], sectors: int, below: int) -> None:
     """Shorter or longer than the overlay; version 2 has no zero clusters over one."""
+    shape, version = kind
     size = sectors * 512
     base = MemoryChild(random.Random(99).randbytes(below * 512))
-    child = await new_image(size, cluster_size=cluster, compat=version, backing_file="base.raw", backing_fmt="raw")
+    child = await new_image(size, compat=version, backing_file="base.raw", backing_fmt="raw", **shape.options)
     model = bytearray(base.data[:size]).ljust(size, b"\0")
     async with open_disk(child, backing=base) as disk:
         await _carry_out(
             disk,
             model,
             [s for s in steps if s.action != "grow" or version != "0.10"],
-            cluster,
+            shape,
             zeroes=version != "0.10",
         )
     check_image(child.data)
@@ -124,13 +148,13 @@ async def test_over_a_backing_file(steps: list[Step], cluster: int, sectors: int
 
 
 @pytest.mark.peer("qemu-img")
-@given(steps=STEPS, cluster=st.sampled_from((512, 65536)))
-async def test_both_lanes_say_the_same(steps: list[Step], cluster: int) -> None:
+@given(steps=STEPS, shape=st.sampled_from([STANDARD[0], STANDARD[-1], *EXTENDED]))
+async def test_both_lanes_say_the_same(steps: list[Step], shape: Shape) -> None:
     """The fast lane reads what the slow one does, and may write where it says so."""
-    child = await new_image(400 * 512, cluster_size=cluster)
+    child = await new_image(400 * 512, **shape.options)
     model = bytearray(400 * 512)
     async with open_disk(child) as disk:
-        await _carry_out(disk, model, [s for s in steps if s.action not in {"grow", "shrink"}], cluster, zeroes=True)
+        await _carry_out(disk, model, [s for s in steps if s.action not in {"grow", "shrink"}], shape, zeroes=True)
         rnd = random.Random(1)
         for _ in range(50):
             offset = rnd.randrange(len(model))

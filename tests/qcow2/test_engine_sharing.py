@@ -19,6 +19,8 @@ from tests.support.qemu import pattern, qemu_img, qemu_io
 
 CLUSTER = 4096
 
+EXTENDED = "cluster_size=16k,extended_l2=on"
+
 
 class Slow(MemoryChild):
     """Every operation takes a few turns of the loop, not always the same number."""
@@ -274,12 +276,12 @@ def _qemu(path: Path, *args: str) -> None:
 
 
 @pytest.mark.peer("qemu-img")
-@pytest.mark.parametrize("compat", ["0.10", "1.1"])
-async def test_what_a_snapshot_shares_is_never_overwritten(tmp_path: Path, compat: str) -> None:
+@pytest.mark.parametrize("options", ["cluster_size=4k,compat=0.10", "cluster_size=4k", EXTENDED])
+async def test_what_a_snapshot_shares_is_never_overwritten(tmp_path: Path, options: str) -> None:
     path = tmp_path / "i.qcow2"
     old = pattern(1 << 20, 3)
     (tmp_path / "raw").write_bytes(old)
-    qemu_img("convert", "-O", "qcow2", "-o", f"cluster_size=4k,compat={compat}", tmp_path / "raw", path)
+    qemu_img("convert", "-O", "qcow2", "-o", options, tmp_path / "raw", path)
     qemu_img("snapshot", "-c", "one", path)
     child = MemoryChild(path.read_bytes())
     model = bytearray(old)
@@ -289,7 +291,7 @@ async def test_what_a_snapshot_shares_is_never_overwritten(tmp_path: Path, compa
             model[offset : offset + nbytes] = b"N" * nbytes
         await disk.discard(65536, 65536)
         model[65536:131072] = bytes(65536)
-        if compat == "1.1":
+        if "0.10" not in options:
             await disk.zero(200704, 40960)
             model[200704:241664] = bytes(40960)
         await disk.write(70000, b"M" * 100)
@@ -306,13 +308,17 @@ async def test_what_a_snapshot_shares_is_never_overwritten(tmp_path: Path, compa
 
 @pytest.mark.peer("qemu-img")
 @pytest.mark.parametrize("kind", ["zlib", "zstd"])
-@pytest.mark.parametrize("cluster", [512, 65536, 2 << 20])
-async def test_compressed_clusters_are_read_and_replaced(tmp_path: Path, kind: str, cluster: int) -> None:
+@pytest.mark.parametrize(
+    ("cluster", "extended"), [(512, False), (65536, False), (2 << 20, False), (16384, True), (65536, True)]
+)
+async def test_compressed_clusters_are_read_and_replaced(
+    tmp_path: Path, kind: str, cluster: int, extended: bool
+) -> None:
     size = max(1 << 20, 2 * cluster)
     old = (b"compressible " * (size // 13 + 1))[:size]
     (tmp_path / "raw").write_bytes(old)
     path = tmp_path / "i.qcow2"
-    options = f"cluster_size={cluster},compression_type={kind}"
+    options = f"cluster_size={cluster},compression_type={kind},extended_l2={'on' if extended else 'off'}"
     qemu_img("convert", "-c", "-O", "qcow2", "-o", options, tmp_path / "raw", path)
     child = MemoryChild(path.read_bytes())
     model = bytearray(old)

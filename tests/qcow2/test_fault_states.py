@@ -55,6 +55,13 @@ SCENARIOS = {
         scenario("lazy", fresh(100, 512, lazy_refcounts=True), Requests(512, 12), KeepingRig(), repairs=True),
         scenario("version 2", fresh(60, 1024, compat="0.10"), Requests(1024, 12), KeepingRig()),
         scenario("overlay", overlay(60, 1024), Requests(1024, 12), KeepingRig()),
+        scenario("subclusters", fresh(6, 16384, extended_l2=True), Requests(512, 12), KeepingRig(**SMALL)),
+        scenario(
+            "resize of subclusters",
+            fresh(6, 16384, extended_l2=True),
+            Resizes(512, PreallocMode.METADATA, 1),
+            KeepingRig(),
+        ),
         scenario("resize", fresh(60, 512, refcount_bits=64), Resizes(512, PreallocMode.OFF, 2), KeepingRig()),
         scenario("preallocate", fresh(60, 512), Resizes(512, PreallocMode.METADATA, 1), KeepingRig()),
         scenario("repair", crashed(60, 512, lazy_refcounts=True), only_open, KeepingRig(), repairs=True),

@@ -31,7 +31,7 @@ def matrix() -> list[tuple[int, str, str]]:
         for index, (cluster, kind, backing) in enumerate(product((512, 4096, 65536, 2 * MIB), kinds, backings))
         # All pairs of two, a third of all triples: each costs seconds of QEMU.
         if index % 3 == 0 or (cluster, backing) == (65536, "")
-    ]
+    ] + [(cluster, "extended_l2=on", backing) for cluster in (16384, 65536, 2 * MIB) for backing in backings]
 
 
 def make(path: Path, cluster: int, kind: str, backing: str) -> None:

@@ -26,6 +26,7 @@ GROWN = SIZE + 200 * KIB
 pytestmark = pytest.mark.peer("qemu-img", "qemu-io")
 
 CLUSTERS = (512, 4096, 65536, 2 << 20)
+EXTENDED = (16384, 65536, 2 << 20)
 WIDTHS = ("v2", "1", "2", "4", "8", "16", "32", "64")
 BELOW = ("raw", "shorter raw", "longer raw", "shorter qcow2", "longer qcow2", "three deep")
 FORMS = ("off", "metadata", "falloc", "full", *BELOW)
@@ -38,6 +39,16 @@ def matrix() -> list[tuple[int, str, str, str]]:
         (CLUSTERS[c], WIDTHS[w], FORMS[f], MAKERS[m])
         for c, w, f, m in product(*(range(len(axis)) for axis in (CLUSTERS, WIDTHS, FORMS, MAKERS)))
         if exploring() or (3 * c + w + f + 4 * m) % 8 == 0
+    ]
+
+
+def extended_matrix() -> list[tuple[int, str, str, str]]:
+    """The same with subclusters, where a backing file and preallocation also go together."""
+    forms = (*FORMS, *(f"{form}, {mode}" for form in BELOW[:3] for mode in FORMS[1:4]))
+    return [
+        (EXTENDED[c], "16,extended_l2=on", forms[f], MAKERS[m])
+        for c, f, m in product(*(range(len(axis)) for axis in (EXTENDED, forms, MAKERS)))
+        if exploring() or (c + f + m) % 3 == 0
     ]
 
 
@@ -120,13 +131,15 @@ def below(folder: Path, form: str, rnd: random.Random) -> tuple[str, bytes]:
     return f",backing_file={name},backing_fmt={kind}", content
 
 
-@pytest.mark.parametrize(("cluster", "width", "form", "maker"), matrix())
+@pytest.mark.parametrize(("cluster", "width", "form", "maker"), matrix() + extended_matrix())
 async def test_taking_turns(cluster: int, width: str, form: str, maker: str, tmp_path: Path) -> None:
     rnd = random.Random(f"{cluster} {width} {form}")
     path = tmp_path / "shared.qcow2"
+    form, _, mode = form.partition(", ")
     backing, content = below(tmp_path, form, rnd)
     options = f"cluster_size={cluster}" + (",compat=0.10" if width == "v2" else f",refcount_bits={width}")
     options += backing or f",preallocation={form}"
+    options += f",preallocation={mode}" if mode else ""
     image = Shared(path, content[:SIZE].ljust(SIZE, b"\0"), rnd)
     grow = width != "v2" or not form.startswith("longer")  # version 2 cannot hide what lies below
     if maker == "qemu":

@@ -27,6 +27,7 @@ BASES: Final = {
     "512": ("cluster_size=512", True, 2),
     "version 2": ("compat=0.10,cluster_size=1024", True, 5),
     "overlay": ("cluster_size=512,backing_file=base.raw,backing_fmt=raw", False, 5),
+    "subclusters": ("cluster_size=16384,extended_l2=on", True, 5),
     "64-bit refcounts": ("cluster_size=4096,refcount_bits=64", True, 7),
     "64 KiB, 1-bit refcounts": ("cluster_size=65536,refcount_bits=1,lazy_refcounts=on", False, 17),
 }
@@ -41,7 +42,6 @@ ALLOWED: Final = (
         r"(l1|refcount|snapshot)s?_(table_)?(offset|size|clusters)|nb_snapshots",
         "a table over the header or another table, or not in the file: writing to such an image would destroy it",
     ),
-    ("we refuse", r"incompatible_features", "subclusters are not read"),
     (
         "they refuse",
         r"nb_snapshots|snapshots_offset|snapshot extra_data_size",

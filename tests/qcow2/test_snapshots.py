@@ -95,6 +95,8 @@ async def test_model(seed: int) -> None:
     else:
         options["refcount_bits"] = rnd.choice((8, 16, 32, 64))
         options["lazy_refcounts"] = rnd.random() < 0.3
+        if rnd.random() < 0.3:
+            options |= {"extended_l2": True, "cluster_size": rnd.choice((16384, 65536))}
     if backing is not None:
         options |= {"backing_file": "base.raw", "backing_fmt": "raw"}
     child = await new_image(SIZE, **options)

@@ -132,7 +132,7 @@ class Craft:
         if not table:
             table = self.cluster()
             self.put_entry(self.l1_entry_at(index), table | COPIED)
-        return table + within * 8
+        return table + within * self.geometry.l2_entry_bytes
 
     def map(self, guest_cluster: int, data: bytes, *, flags: int = COPIED, refcount: int = 1) -> int:
         """Give *guest_cluster* a host cluster with *data*; its offset."""

@@ -2,8 +2,9 @@
 
 Invariants:
 
-* A write goes in place only where the L2 entry is COPIED, plain and no metadata. Everything else gets new clusters (or
-  the reserved ones of an allocated zero cluster) that nobody sees before ``link``.
+* A write goes in place only where the L2 entry is COPIED, its data plain and no metadata. Everything else gets new
+  clusters, or what a cluster of our own has in reserve (an allocated zero cluster, subclusters without data), that
+  nobody sees before ``link``.
 * While such room is not linked its guest clusters are held in ``locks``: nobody else allocates, zeroes or
   discards them, and its L2 slice is pinned, so that ``link`` changes memory only and cannot fail.
 * A write in place counts as a reader of its host clusters: a discard meanwhile cannot give them to somebody else.
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from blockio.aio.ranges import RangeHold, RangeLocks
 from blockio.driver.base import Allocation
-from blockio_drivers.qcow2.tables import COMPRESSED, COPIED, L2_OFFSET_MASK, ZERO
+from blockio_drivers.qcow2.entries import InvalidEntry, Plan
+from blockio_drivers.qcow2.tables import COMPRESSED, L2_OFFSET_MASK
 
 if TYPE_CHECKING:
     from array import array
@@ -50,9 +52,9 @@ class InPlace(Allocation):
 
 
 class NewRoom(Allocation):
-    """Clusters that take the place of what the guest clusters from ``slice``'s entry ``first`` on had."""
+    """Clusters from ``room`` on that take the place of what the subclusters of ``plan`` had."""
 
-    __slots__ = ("_first", "_hold", "_room", "_slice", "_writer")
+    __slots__ = ("_hold", "_plan", "_room", "_slice", "_writer")
 
     def __init__(
         self,
@@ -61,44 +63,46 @@ class NewRoom(Allocation):
         length: int,
         *,
         room: int,
-        reused: bool,
+        plan: Plan,
         fresh: bool,
         found: Slice[array[int]],
         first: int,
         hold: RangeHold,
     ) -> None:
-        image = writer.image
-        head = offset & image.geometry.cluster_mask
+        geometry = writer.image.geometry
+        bits = geometry.subcluster_bits
+        inside = offset & geometry.subcluster_mask
         super().__init__(
-            image.file,
+            writer.image.file,
             offset,
             length,
-            room + head,
-            cow_head=head,
+            room + (offset & geometry.cluster_mask),
+            cow_head=inside + ((first - plan.start) << bits),
             # Also past the disk's end: whoever makes it longer expects zeroes there, not what the cluster held before.
-            cow_tail=hold.end - (offset + length),
+            cow_tail=((plan.end - first) << bits) - inside - length,
             fresh=fresh,
         )
         self._writer = writer
         self._slice = found
-        self._first = first
+        self._plan = plan
         self._hold = hold
-        self._room = -1 if reused else room
+        self._room = room
 
     async def link(self) -> None:
         """Put the clusters into the L2 table (in memory; written back in order), let go of what was there."""
-        self._writer.enter(self._slice, self._first, self.host_offset - self.cow_head, self._clusters)
+        self._writer.enter(self._slice, self._plan, self._room)
+        self._end()
+
+    async def reserve(self) -> None:
+        """As ``link``, for clusters that read as zeroes: where the layout can say so they hold no data yet."""
+        self._writer.enter(self._slice, self._plan, self._room, data=False)
         self._end()
 
     async def abandon(self) -> None:
         """Give the clusters back."""
-        if self._room >= 0:
-            self._writer.give_back(self._room, self._clusters)
+        if not self._plan.room:
+            self._writer.give_back(self._room, self._hold.end - self._hold.start)
         self._end()
-
-    @property
-    def _clusters(self) -> int:
-        return (self._hold.end - self._hold.start) >> self._writer.image.geometry.cluster_bits
 
     def _end(self) -> None:
         self._slice.pins -= 1
@@ -118,6 +122,8 @@ class Writer:
         self._bits = image.geometry.cluster_bits
         self._cluster = image.geometry.cluster_size
         self._mask = image.geometry.cluster_mask
+        self._sub_bits = image.geometry.subcluster_bits
+        self._sub_mask = image.geometry.subcluster_mask
 
     async def wait_for(self, start: int, nbytes: int, *, again: bool) -> bool:
         """Wait for room in that (cluster-aligned) range that is not linked yet; True: we waited, look *again*.
@@ -139,15 +145,13 @@ class Writer:
         mapping = self._mapping
         key = offset >> mapping.slice_shift
         start = offset & ~self._mask
-        first = (offset >> self._bits) & (mapping.slice_entries - 1)
-        last = min(mapping.slice_entries, first + ((offset - start + nbytes + self._mask) >> self._bits))
         waited = False
         while True:
             found = mapping.writable(key)
             if found is None:
                 await mapping.make_writable(key)
                 continue
-            place = self._in_place(found.table, first, last, offset, nbytes)
+            place = self._in_place(found.table, offset, nbytes)
             if place is not None:
                 if place.host_offset >= self.image.file.length:
                     try:
@@ -159,72 +163,55 @@ class Writer:
             if not await self.wait_for(start, self._cluster, again=waited):
                 break
             waited = True
-        return await self._new_room(found, first, last, offset, nbytes)
+        return await self._new_room(found, offset, nbytes)
 
-    def _in_place(self, table: array[int], first: int, last: int, offset: int, nbytes: int) -> InPlace | None:
-        entry = table[first]
-        host = entry & L2_OFFSET_MASK
-        if not entry & COPIED or entry & (COMPRESSED | ZERO) or not host:
+    def _in_place(self, table: array[int], offset: int, nbytes: int) -> InPlace | None:
+        at, stop = self._mapping.span(offset, nbytes)
+        try:
+            reach, host = self._mapping.entries.in_place(table, at, stop)
+        except InvalidEntry as error:
+            raise self._mapping.corruption(error, offset, at) from None
+        if not reach:
             return None
-        self._mapping.validate(entry, offset)
-        at = first + 1
-        while at < last and table[at] == entry + ((at - first) << self._bits):
-            at += 1
-        inside = offset & self._mask
-        length = min(nbytes, ((at - first) << self._bits) - inside)
+        inside = offset & self._sub_mask
+        length = min(nbytes, (reach << self._sub_bits) - inside)
         self.image.guard.check(host + inside, length)
         return InPlace(self.image, offset, length, host + inside)
 
-    def _replaced(self, entry: int) -> bool:
-        """Whether a write to *entry*'s cluster needs a new one."""
-        return not entry & COPIED or bool(entry & COMPRESSED) or not entry & L2_OFFSET_MASK
-
-    async def _new_room(self, found: Slice[array[int]], first: int, last: int, offset: int, nbytes: int) -> Allocation:
-        table = found.table
-        entry = table[first]
+    async def _new_room(self, found: Slice[array[int]], offset: int, nbytes: int) -> Allocation:
+        mapping = self._mapping
         start = offset & ~self._mask
-        if not entry & COMPRESSED:
-            self._mapping.validate(entry, offset)
-        reused = not self._replaced(entry)  # an allocated zero cluster of our own
-        busy = self.locks.overlapping(start, (last - first) << self._bits)
+        busy = self.locks.overlapping(start, offset - start + nbytes)
         if busy:  # not the first cluster: our caller made sure of that
-            last = first + ((busy[0].start - start) >> self._bits)
-        at = first + 1
-        while at < last:
-            if reused:
-                if table[at] != entry + ((at - first) << self._bits):
-                    break
-            elif not self._replaced(table[at]):
-                break
-            elif not table[at] & COMPRESSED and table[at] & L2_OFFSET_MASK:
-                self._mapping.validate(table[at], start + ((at - first) << self._bits))
-            at += 1
-        count = at - first
-        hold = self.locks.hold(start, count << self._bits)
+            nbytes = busy[0].start - offset
+        at, stop = mapping.span(offset, nbytes)
+        try:
+            plan = mapping.entries.plan(found.table, at, stop)
+        except InvalidEntry as error:
+            raise mapping.corruption(error, offset, at) from None
+        inside = offset & self._sub_mask
+        end = offset - inside + ((plan.end - at) << self._sub_bits)
+        held = ((end + self._mask) & ~self._mask) - start
+        hold = self.locks.hold(start, held)
         found.pins += 1
         try:
-            if reused:
-                room, fresh = entry & L2_OFFSET_MASK, False
-                self.image.guard.check(room, count << self._bits)
+            if plan.room:
+                room, fresh = plan.room, False
+                self.image.guard.check(room, held)
                 await self._allocator.belongs(room, "Preallocated cluster")
             else:
-                room, fresh = await self._allocator.allocate(count, "data cluster")
+                room, fresh = await self._allocator.allocate(held >> self._bits, "data cluster")
         except BaseException:
             found.pins -= 1
             hold.release()
             raise
-        length = min(nbytes, (count << self._bits) - (offset - start))
-        return NewRoom(self, offset, length, room=room, reused=reused, fresh=fresh, found=found, first=first, hold=hold)
+        length = min(nbytes, (plan.reach << self._sub_bits) - inside)
+        return NewRoom(self, offset, length, room=room, plan=plan, fresh=fresh, found=found, first=at, hold=hold)
 
-    def enter(self, found: Slice[array[int]], first: int, room: int, count: int) -> None:
-        """Make *count* clusters at host offset *room* those of the guest clusters from entry *first* on."""
-        table = found.table
-        old = table[first : first + count]
-        for at in range(count):
-            table[first + at] = (room + (at << self._bits)) | COPIED
-        if old[0] & L2_OFFSET_MASK != room:  # else it was ours before: an allocated zero cluster that is data now
-            self.let_go(old, discard=False)
-        self._mapping.cache.mark(found, first * 8, (first + count) * 8)
+    def enter(self, found: Slice[array[int]], plan: Plan, room: int, *, data: bool = True) -> None:
+        """*plan* was carried out with the clusters from host offset *room* on: they are the guest's."""
+        self.let_go(self._mapping.entries.enter(found.table, plan, room, data=data), discard=False)
+        self._mapping.mark(found, plan.start, plan.end)
         self.image.unstable = True  # the data we now point at
 
     def let_go(self, entries: Iterable[int], *, discard: bool) -> None:
@@ -248,6 +235,6 @@ class Writer:
         if end:
             self.image.retire(start, end - start, discard=discard)
 
-    def give_back(self, room: int, count: int) -> None:
+    def give_back(self, room: int, nbytes: int) -> None:
         """Room that nothing ever named is free."""
-        self._allocator.give_back(room >> self._bits, count)
+        self._allocator.give_back(room >> self._bits, nbytes >> self._bits)

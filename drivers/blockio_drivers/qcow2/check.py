@@ -22,6 +22,7 @@ from blockio.errors import ImageError, LimitExceeded
 from blockio.types import INT_MAX, Limits
 from blockio_drivers.qcow2.areas import Area
 from blockio_drivers.qcow2.bitmap_directory import decode_directory
+from blockio_drivers.qcow2.check_l2 import L2Walk
 from blockio_drivers.qcow2.refcounts import RefcountCodec
 from blockio_drivers.qcow2.snapshot_table import SnapshotEntry, parse_snapshots
 from blockio_drivers.qcow2.tables import (
@@ -31,7 +32,6 @@ from blockio_drivers.qcow2.tables import (
     L1_OFFSET_MASK,
     L1_RESERVED_MASK,
     L2_OFFSET_MASK,
-    L2_RESERVED_MASK,
     REFCOUNT_TABLE_OFFSET_MASK,
     REFCOUNT_TABLE_RESERVED_MASK,
     Geometry,
@@ -51,8 +51,6 @@ _INT64_MAX: Final = 2**63 - 1
 _TURN: Final = 1 << 16
 """After so many table entries the loop gets its turn."""
 _SATURATED: Final = 255
-_PIECE: Final = 64
-"""A part of an L2 table this short is looked at entry by entry."""
 _CHUNK: Final = 1 << 16
 """How many refcounts are compared at once."""
 
@@ -151,6 +149,8 @@ class Checker:
         """Header and tables, but neither L2 tables nor refcount blocks: what a repair must not write L2 tables over."""
         self.fix_misaligned_zero: Callable[[int, int, int], None] | None = None
         """Told (L2 table, index, weight) of zero clusters with a crooked reserve, which ``repair`` will mend."""
+        self.fix_compressed_bitmap: Callable[[int, int, int], None] | None = None
+        """Told (L2 table, index, weight) of compressed clusters with a bitmap, which ``repair`` will take away."""
         self.mending = False
         """A repair of everything stands behind: some things are said to be mended, not to be errors."""
         self._with_refcount_structure = with_refcount_structure
@@ -294,7 +294,7 @@ class Checker:
             elif offset < self.file_length:
                 weights.add(offset >> self.geometry.cluster_bits, 1)
             if table.active and offset:
-                self._note_copied(entry, offset >> self.geometry.cluster_bits)
+                self.note_copied(entry, offset >> self.geometry.cluster_bits)
 
     async def _l1_entries(self, table: _L1Table) -> AsyncIterator[tuple[int, int]]:
         """The entries of an L1 table that are not zero, with their index."""
@@ -318,13 +318,13 @@ class Checker:
     async def _count_l2(self, offset: int, weight: int, *, active: bool) -> None:
         data = await self.read(offset, self.geometry.cluster_size)
         if not is_zero(data):
-            walk = _L2Walk(self, offset, weight, active=active)
-            entries = table_from_bytes(data)
-            for start in range(0, len(entries), _TURN):
-                walk.entries(entries, start, min(start + _TURN, len(entries)))
+            walk = L2Walk(self, offset, table_from_bytes(data), weight, active=active)
+            for start in range(0, self.geometry.l2_entries, _TURN):
+                walk.count(start, min(start + _TURN, self.geometry.l2_entries))
                 await self.breathe(_TURN)
 
-    def _note_copied(self, entry: int, cluster: int) -> None:
+    def note_copied(self, entry: int, cluster: int) -> None:
+        """Compare the COPIED flag of an active *entry* with the refcount of *cluster*."""
         # Only counted here, so that a sound image is read once; ``report_copied`` goes back for the words.
         stored = self.stored[cluster] if cluster < len(self.stored) else 0
         if (stored == 1) != bool(entry & COPIED):
@@ -488,7 +488,8 @@ class Checker:
             refcount = await self.stored_refcount(offset >> bits)
             if refcount >= 0 and (refcount == 1) != bool(entry & COPIED):
                 self.error(f"ERROR OFLAG_COPIED L2 cluster: l1_index={index} l1_entry={entry:x} refcount={refcount}")
-            for l2_entry in table_from_bytes(await self.read(offset, self.geometry.cluster_size)):
+            table = table_from_bytes(await self.read(offset, self.geometry.cluster_size))
+            for l2_entry in table[:: self.geometry.l2_entry_bytes // 8]:
                 if copied_mistaken(l2_entry, self.stored, bits):
                     refcount = await self.stored_refcount((l2_entry & L2_OFFSET_MASK) >> bits)
                     if refcount >= 0 and (refcount == 1) != bool(l2_entry & COPIED):
@@ -502,115 +503,3 @@ def copied_mistaken(entry: int, stored: bytearray, bits: int) -> bool:
         return False
     cluster = (entry & L2_OFFSET_MASK) >> bits
     return cluster >= len(stored) or (stored[cluster] == 1) != bool(entry & COPIED)
-
-
-class _L2Walk:
-    """Counts the references of one L2 table, ``weight`` times each."""
-
-    def __init__(self, checker: Checker, offset: int, weight: int, *, active: bool) -> None:
-        self.checker = checker
-        self.offset = offset
-        self.weight = weight
-        self.active = active
-        self.next_offset = 0
-        """Where the guest's next cluster would lie if the table were not fragmented; 0 before the first."""
-
-    def entries(self, table: array[int], start: int, stop: int) -> None:
-        """Count entries *start* to *stop*.
-
-        Most tables are long runs: nothing at all, or clusters side by side that only this table owns. Both are
-        told from their ends and one comparison; what is neither is halved until little is left to go through.
-        """
-        pending = [(start, stop)]
-        while pending:
-            low, high = pending.pop()
-            if self._nothing(table, low, high) or self._side_by_side(table, low, high):
-                continue
-            if high - low > _PIECE:
-                middle = (low + high) // 2
-                pending += [(middle, high), (low, middle)]
-                continue
-            for index in range(low, high):
-                if entry := table[index]:
-                    self._entry(index, entry)
-
-    def _nothing(self, table: array[int], low: int, high: int) -> bool:
-        return not table[low] and not table[high - 1] and is_zero(table[low:high])
-
-    def _side_by_side(self, table: array[int], low: int, high: int) -> bool:
-        """Plain clusters in a row, each with refcount 1, COPIED and met for the first time: count them at once."""
-        checker = self.checker
-        geometry = checker.geometry
-        first, step = table[low], geometry.cluster_size
-        if first >> 62 != 2 or table[high - 1] != first + (high - low - 1) * step:
-            return False
-        offset = first & ~COPIED
-        if not self.active or self.weight != 1 or not offset or offset & (geometry.cluster_mask | L2_RESERVED_MASK):
-            return False
-        begin = offset >> geometry.cluster_bits
-        end = begin + high - low
-        counts = checker.references.counts
-        if end > checker.clusters or table[low:high] != array("Q", range(first, first + (high - low) * step, step)):
-            return False
-        if not is_zero(memoryview(counts)[begin:end]) or checker.stored[begin:end] != b"\1" * (high - low):
-            return False
-        counts[begin:end] = b"\1" * (high - low)
-        self._note_allocated(offset, high - low)
-        return True
-
-    def _note_allocated(self, offset: int, clusters: int) -> None:
-        if self.active:
-            result = self.checker.result
-            result.allocated_clusters += clusters
-            if self.next_offset and offset != self.next_offset:
-                result.fragmented_clusters += 1
-            self.next_offset = offset + (clusters << self.checker.geometry.cluster_bits)
-
-    def _entry(self, index: int, entry: int) -> None:
-        checker, geometry = self.checker, self.checker.geometry
-        if entry & COMPRESSED:
-            self._compressed(entry)
-            return
-        if entry & L2_RESERVED_MASK:
-            checker.error(f"ERROR found l2 entry with reserved bits set: {entry:x}", self.weight)
-        offset = entry & L2_OFFSET_MASK
-        if not offset:
-            return
-        if offset & geometry.cluster_mask and self._misaligned(index, entry, offset):
-            return
-        self._note_allocated(offset, 1)
-        checker.add_region(offset, geometry.cluster_size, self.weight)
-        if self.active:
-            checker._note_copied(entry, offset >> geometry.cluster_bits)
-
-    def _compressed(self, entry: int) -> None:
-        checker = self.checker
-        place = checker.geometry.compressed(entry)
-        if entry & COPIED:
-            checker.error(
-                f"ERROR: coffset=0x{place.offset:x}: copied flag must never be set for compressed clusters",
-                self.weight,
-            )
-        checker.add_region(place.offset, place.nbytes, self.weight)
-        if self.active:
-            result = checker.result
-            result.allocated_clusters += 1
-            result.compressed_clusters += 1
-            result.fragmented_clusters += 1
-
-    def _misaligned(self, index: int, entry: int, offset: int) -> bool:
-        """Report a crooked offset; True where the entry will be mended, so that it refers to nothing."""
-        checker = self.checker
-        if not entry & checker.geometry.zero_bit:
-            checker.error(
-                f"ERROR offset={offset:x}: Data cluster is not properly aligned; L2 entry corrupted.", self.weight
-            )
-            return False
-        checker.error(
-            f"{checker.verb} offset={offset:x}: Preallocated cluster is not properly aligned; L2 entry corrupted.",
-            self.weight,
-        )
-        if checker.fix_misaligned_zero is None:
-            return False
-        checker.fix_misaligned_zero(self.offset, index, self.weight)
-        return True

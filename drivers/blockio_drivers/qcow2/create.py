@@ -109,7 +109,10 @@ async def create_image(target: CreateTarget, options: Qcow2CreateOptions) -> Non
     options.validate()
     assert options.size is not None
     geometry = Geometry.make(
-        options.cluster_size.bit_length() - 1, options.refcount_bits.bit_length() - 1, version=options.version
+        options.cluster_size.bit_length() - 1,
+        options.refcount_bits.bit_length() - 1,
+        version=options.version,
+        extended_l2=options.extended_l2,
     )
     prealloc = PreallocMode(options.preallocation)
     layout = Layout.plan(geometry, options.disk_size, preallocated=prealloc is not PreallocMode.OFF)
@@ -135,7 +138,8 @@ def _encode(options: Qcow2CreateOptions, layout: Layout) -> bytes:
         l1_table_offset=HostOffset(layout.l1_cluster << bits),
         refcount_table_offset=HostOffset(1 << bits),
         refcount_table_clusters=layout.refcount_table_clusters,
-        incompatible=Incompatible.COMPRESSION if zstd else 0,
+        incompatible=(Incompatible.COMPRESSION if zstd else 0)
+        | (Incompatible.EXTENDED_L2 if options.extended_l2 else 0),
         compatible=Compatible.LAZY_REFCOUNTS if options.lazy_refcounts else 0,
         refcount_order=layout.geometry.refcount_order,
         compression_type=CompressionType.ZSTD if zstd else CompressionType.ZLIB,
@@ -183,21 +187,33 @@ def _metadata(layout: Layout) -> Iterator[tuple[int, bytes]]:
     yield from _pointers(1 << bits, layout.first_refcount_block << bits, layout.refcount_blocks, bits, 0)
     yield from _refcount_blocks(layout)
     yield from _pointers(layout.l1_cluster << bits, layout.first_l2_table << bits, layout.l2_tables, bits, COPIED)
-    # L2 tables stand side by side, so that together they are one long table of all guest clusters.
+    # L2 tables stand side by side, so that together they are one long table of all guest clusters. The bitmaps of
+    # extended entries stay 0: there is room for the subclusters, but no data that would hide what lies below.
     yield from _pointers(
-        layout.first_l2_table << bits, layout.first_data_cluster << bits, layout.data_clusters, bits, COPIED
+        layout.first_l2_table << bits,
+        layout.first_data_cluster << bits,
+        layout.data_clusters,
+        bits,
+        COPIED,
+        words=layout.geometry.l2_entry_bytes // 8,
     )
 
 
-def _pointers(table: int, first: int, count: int, bits: int, flags: int) -> Iterator[tuple[int, bytes]]:
-    """*count* entries at *table* that point at clusters side by side from *first* on."""
+def _pointers(
+    table: int, first: int, count: int, bits: int, flags: int, *, words: int = 1
+) -> Iterator[tuple[int, bytes]]:
+    """*count* entries of so many *words* at *table* that point at clusters side by side from *first* on."""
     step = 1 << bits
     for start in range(0, count, _CHUNK // 8):
         stop = min(start + _CHUNK // 8, count)
         low, high = first + start * step, first + stop * step
         if high - step > L2_OFFSET_MASK:
             raise LimitExceeded(TOO_LARGE)
-        yield table + start * 8, table_to_bytes(array("Q", range(low | flags, high | flags, step)))
+        entries = array("Q", range(low | flags, high | flags, step))
+        if words > 1:
+            entries, pointers = array("Q", bytes(len(entries) * words * 8)), entries
+            entries[::words] = pointers
+        yield table + start * words * 8, table_to_bytes(entries)
 
 
 def _refcount_blocks(layout: Layout) -> Iterator[tuple[int, bytes]]:

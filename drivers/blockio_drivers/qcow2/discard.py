@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 
 from blockio.errors import UnsupportedFeature
 from blockio.types import StatusFlags
-from blockio_drivers.qcow2.tables import COMPRESSED, L1_OFFSET_MASK, L2_OFFSET_MASK, ZERO
+from blockio_drivers.qcow2.entries import InvalidEntry, Loss
+from blockio_drivers.qcow2.tables import L1_OFFSET_MASK
 
 if TYPE_CHECKING:
     from array import array
-    from collections.abc import Callable
 
     from blockio.driver.child import Child
     from blockio_drivers.qcow2.allocation import Writer
+    from blockio_drivers.qcow2.cache import Slice
     from blockio_drivers.qcow2.image import Image
     from blockio_drivers.qcow2.mapping import Mapping
     from blockio_drivers.qcow2.writeback import WriteBack
@@ -40,16 +41,17 @@ class Discarder:
         self._write_back = write_back
         self._pass_discard = pass_discard
         self._version = image.geometry.version
-        self._bits = image.geometry.cluster_bits
-        self._mask = image.geometry.cluster_mask
+        self._cluster_mask = image.geometry.cluster_mask
+        self._mask = image.geometry.subcluster_mask
         self.backing: Child | None = None
 
     async def zero(self, offset: int, nbytes: int, *, unmap: bool) -> None:
         """Make the range read as zeroes without writing any.
 
         *unmap* gives clusters back; otherwise they are kept as allocated zero clusters. A range that does not fill
-        its clusters is widened where the rest reads as zeroes already. UnsupportedFeature where the format cannot
-        say it (version 2 with a backing file) or a cluster holds other data: the framework writes zeroes then.
+        its subclusters is widened where the rest reads as zeroes already. UnsupportedFeature where the format cannot
+        say it (version 2 with a backing file, a part of a compressed cluster) or a subcluster holds other data: the
+        framework writes zeroes then.
         """
         if self._version < 3 and self.backing is not None:
             raise UnsupportedFeature
@@ -60,16 +62,15 @@ class Discarder:
         if stop != end and end < self._image.length and not await self._reads_zero(end, stop - end):
             raise UnsupportedFeature
         if self._version < 3:
-            await self._each(start, stop, self._discarded, skip_missing=True)
+            await self._each(start, stop, Loss.DISCARD, skip_missing=True)
         else:
-            change = self._zeroed_unmapping if unmap else self._zeroed_keeping
-            await self._each(start, stop, change, skip_missing=False)
+            await self._each(start, stop, Loss.ZERO if unmap else Loss.RESERVE, skip_missing=False)
 
     async def discard(self, offset: int, nbytes: int) -> None:
         """Let go of the range, which then reads as zeroes (version 3) or as nothing (version 2 without backing).
 
-        UnsupportedFeature where the range does not fill its clusters, or where old data of the backing file would
-        show (version 2).
+        UnsupportedFeature where the range does not fill its subclusters, covers a part of a compressed cluster, or
+        where old data of the backing file would show (version 2).
         """
         end = offset + nbytes
         if self._version < 3 and self.backing is not None:
@@ -77,11 +78,11 @@ class Discarder:
         if offset & self._mask or (end & self._mask and end != self._image.length):
             raise UnsupportedFeature
         stop = (end + self._mask) & ~self._mask
-        await self._each(offset, stop, self._discarded, skip_missing=self.backing is None)
+        await self._each(offset, stop, Loss.DISCARD, skip_missing=self.backing is None)
 
     async def crop(self, offset: int, end: int) -> None:
         """Let go of cluster-aligned *offset* to *end* for good: the disk ends before it. Nothing may read it now."""
-        await self._each(offset, end, lambda _entry: 0, skip_missing=True)
+        await self._each(offset, end, Loss.CROP, skip_missing=True)
 
     async def _reads_zero(self, offset: int, nbytes: int) -> bool:
         """Whether what a zero write would widen over reads as zeroes already."""
@@ -102,7 +103,7 @@ class Discarder:
             nbytes -= extent.length
         return True
 
-    async def _each(self, offset: int, end: int, change: Callable[[int], int], *, skip_missing: bool) -> None:
+    async def _each(self, offset: int, end: int, how: Loss, *, skip_missing: bool) -> None:
         mapping = self._mapping
         waited = False
         while offset < end:
@@ -116,17 +117,13 @@ class Discarder:
             if found is None:
                 await mapping.make_writable(key)
                 continue
-            if await self._writer.wait_for(offset, stop - offset, again=waited):
+            first = offset & ~self._cluster_mask
+            last = (stop + self._cluster_mask) & ~self._cluster_mask
+            if await self._writer.wait_for(first, last - first, again=waited):
                 waited = True
                 continue
             waited = False
-            # No await between here and the end of the slice.
-            table = found.table
-            first = (offset >> self._bits) & (mapping.slice_entries - 1)
-            last = first + ((stop - offset) >> self._bits)
-            changed = self._change(table, first, last, offset, change)
-            if changed:
-                mapping.cache.mark(found, first * 8, last * 8)
+            self._lose(found, offset, stop, how)  # without an await since we looked
             offset = stop
             await self._write_back.relieve()  # a large disk has more clusters than should wait to be free
 
@@ -134,36 +131,14 @@ class Discarder:
         index = offset >> self._image.geometry.l1_shift
         return index < len(self._image.l1) and bool(self._image.l1[index] & L1_OFFSET_MASK)
 
-    def _change(self, table: array[int], first: int, last: int, offset: int, change: Callable[[int], int]) -> bool:
-        for at in range(first, last):  # all of them before any is changed: a corrupt one changes nothing
-            entry = table[at]
-            if entry & (L2_OFFSET_MASK | ZERO) and not entry & COMPRESSED:
-                self._mapping.validate(entry, offset + ((at - first) << self._bits))
-        changed = False
-        freed = []
-        for at in range(first, last):
-            old = table[at]
-            new = change(old)
-            if new != old:
-                changed = True
-                table[at] = new
-                if not new & L2_OFFSET_MASK:
-                    freed.append(old)
-        asked = self._pass_discard
-        self._writer.let_go(freed, discard=self._image.host.flags.unmap if asked is None else asked)
-        return changed
-
-    def _allocated(self, entry: int) -> bool:
-        return bool(entry & (L2_OFFSET_MASK | COMPRESSED))
-
-    def _zeroed_unmapping(self, entry: int) -> int:
-        return entry if entry & ZERO and not self._allocated(entry) else ZERO
-
-    def _zeroed_keeping(self, entry: int) -> int:
-        return ZERO if entry & COMPRESSED else entry | ZERO
-
-    def _discarded(self, entry: int) -> int:
-        # Freed data must not come back from below or from a reused cluster: version 3 says zero.
-        if self.backing is None and not self._allocated(entry):
-            return entry
-        return ZERO if self._version >= 3 else 0
+    def _lose(self, found: Slice[array[int]], offset: int, end: int, how: Loss) -> None:
+        mapping = self._mapping
+        at, stop = mapping.span(offset, end - offset)
+        try:
+            freed = mapping.entries.lose(found.table, at, stop, how, below=self.backing is not None)
+        except InvalidEntry as error:
+            raise mapping.corruption(error, offset, at) from None
+        if freed is not None:
+            mapping.mark(found, at, stop)
+            asked = self._pass_discard
+            self._writer.let_go(freed, discard=self._image.host.flags.unmap if asked is None else asked)

@@ -214,12 +214,13 @@ class Qcow2Driver(FormatDriver):
         )
         self._state = MachineState(image, self._mapping, self._writer, self._resizer, self._compressed)
         # For the fast lane: one attribute each, no call.
-        self._slices = self._mapping.cache.slices
+        self._slices = self._mapping.standard_slices
         self._slice_shift = self._mapping.slice_shift
-        self._slice_mask = self._mapping.slice_entries - 1
+        self._slice_mask = self._mapping.slice_subclusters - 1
         self._bits = image.geometry.cluster_bits
         self._mask = image.geometry.cluster_mask
         self._cluster = image.geometry.cluster_size
+        self._extended = image.geometry.extended_l2
         self._odd = (_NOT_COPIED & ~L2_OFFSET_MASK) | self._mask
 
     async def _load(self) -> None:
@@ -383,19 +384,20 @@ class Qcow2Driver(FormatDriver):
             part.change_loop()
 
     def limits(self) -> BlockLimits:
-        """Zero writes and discards work on whole clusters."""
-        return BlockLimits(pwrite_zeroes_alignment=self._cluster, pdiscard_alignment=self._cluster)
+        """Zero writes and discards work on whole subclusters."""
+        size = self._image.geometry.subcluster_size
+        return BlockLimits(pwrite_zeroes_alignment=size, pdiscard_alignment=size)
 
     def has_zero_init(self) -> bool:
         """A new image maps nothing; one that was preallocated relies on its file."""
         return not any(self._image.l1[:1]) or self.file.has_zero_init()
 
     async def co_get_info(self) -> BlockInfo:
-        """Cluster size, and whether refcounts lag behind."""
-        image = self._image
-        cluster = image.geometry.cluster_size
-        entries = image.geometry.l1_entries_for(image.length)
-        return BlockInfo(cluster, cluster, entries << image.geometry.l1_shift, image.header.dirty)
+        """Cluster and subcluster size, and whether refcounts lag behind."""
+        image, geometry = self._image, self._image.geometry
+        entries = geometry.l1_entries_for(image.length)
+        vm_state = entries << geometry.l1_shift
+        return BlockInfo(geometry.cluster_size, geometry.subcluster_size, vm_state, image.header.dirty)
 
     def specific_info(self) -> dict[str, Any]:
         """``format-specific`` of ``info``."""
@@ -604,7 +606,10 @@ class Qcow2Driver(FormatDriver):
         """Only from plain clusters, side by side in the file, whose L2 slice is in memory."""
         found = self._slices.get(offset >> self._slice_shift)
         if found is None:
-            return False
+            if not self._extended:
+                return False
+            host = self._mapping.in_memory(offset, nbytes, writable=False)
+            return host >= 0 and self.file.try_preadv(host, bufs, nbytes)
         index = (offset >> self._bits) & self._slice_mask
         entry = found.table[index]
         host = entry & _NOT_COPIED
@@ -631,7 +636,9 @@ class Qcow2Driver(FormatDriver):
     def try_pwritev(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool:
         """Only into plain clusters of our own, side by side, whose L2 slice is in memory."""
         found = self._slices.get(offset >> self._slice_shift)
-        if found is None or not self._armed:
+        if found is None:
+            return self._extended and self._try_pwritev_subclusters(offset, bufs, nbytes)
+        if not self._armed:
             return False
         index = (offset >> self._bits) & self._slice_mask
         entry = found.table[index]
@@ -645,3 +652,7 @@ class Qcow2Driver(FormatDriver):
             return False
         found.hot = True
         return self.file.try_pwritev(host + inside, bufs, nbytes)
+
+    def _try_pwritev_subclusters(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool:
+        host = self._mapping.in_memory(offset, nbytes, writable=True) if self._armed else -1
+        return host >= 0 and self._image.guard.hit(host, nbytes) is None and self.file.try_pwritev(host, bufs, nbytes)

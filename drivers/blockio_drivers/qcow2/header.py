@@ -233,8 +233,6 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
         found = []
         if self.has_data_file:
             found.append("external data file")
-        if self.extended_l2:
-            found.append("extended L2 entries")
         if self.crypt_method:
             found.append(f"encryption ({CryptMethod(self.crypt_method).name})")
         return found

@@ -6,8 +6,9 @@ Invariants:
 
 * ``image.l1`` is the whole active L1 table; ``_dirty_l1`` are its 512-byte sectors that differ from the disk. An
   entry in memory leads to an L2 table that is complete in the file (zeroed, or copied), if not yet stable.
-* L2 slices are numbered by the guest: slice *k* speaks of the *k*-th run of ``slice_entries`` clusters. Where it
-  stands in the file follows from the L1 entry at the moment it is read or written.
+* L2 slices are numbered by the guest: slice *k* speaks of the *k*-th run of ``slice_subclusters``. Where it stands
+  in the file follows from the L1 entry at the moment it is read or written.
+* What an entry says is asked of ``entries``, which knows the layout; positions in a slice count subclusters.
 * Only slices of tables whose L1 entry is COPIED are changed; ``make_writable`` allocates or copies the table first.
 """
 
@@ -19,14 +20,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from blockio.types import Extent, ExtentKind
 from blockio_drivers.qcow2.cache import MetadataCache, Slice
+from blockio_drivers.qcow2.entries import InvalidEntry, Run, entries_of
 from blockio_drivers.qcow2.image import Corruption, hexadecimal
 from blockio_drivers.qcow2.overlap import SortedOffsets
 from blockio_drivers.qcow2.tables import (
-    COMPRESSED,
     COPIED,
     L1_OFFSET_MASK,
     L2_OFFSET_MASK,
-    ZERO,
     table_from_bytes,
     table_to_bytes,
 )
@@ -40,9 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["Mapping", "PendingWrite"]
 
 _SECTOR_ENTRIES: Final = 64
-_SAME: Final = L2_OFFSET_MASK | COMPRESSED | ZERO
 _DATA: Final = ExtentKind.DATA
-_ZERO: Final = ExtentKind.ZERO
 _UNALLOCATED: Final = ExtentKind.UNALLOCATED
 _COMPRESSED: Final = ExtentKind.COMPRESSED
 
@@ -78,8 +76,11 @@ class Mapping:
         self._bits = geometry.cluster_bits
         self._cluster = geometry.cluster_size
         self._mask = geometry.cluster_mask
-        self.slice_entries = slice_bytes // 8
-        self.slice_shift = geometry.cluster_bits + self.slice_entries.bit_length() - 1
+        self._sub_bits = geometry.subcluster_bits
+        self._sub_mask = geometry.subcluster_mask
+        self.entries = entries_of(geometry)
+        self.slice_subclusters = (slice_bytes // geometry.l2_entry_bytes) << self.entries.shift
+        self.slice_shift = geometry.subcluster_bits + self.slice_subclusters.bit_length() - 1
         """``guest_offset >> slice_shift`` is the number of the slice that speaks of it."""
         self._odd = (~L2_OFFSET_MASK & (COPIED - 1)) | self._mask
         self._table_shift = geometry.l1_shift - self.slice_shift
@@ -87,6 +88,8 @@ class Mapping:
         self.cache: MetadataCache[array[int]] = MetadataCache(
             slice_bytes, cache_bytes // slice_bytes, self._load, write_back
         )
+        self.standard_slices = {} if geometry.extended_l2 else self.cache.slices
+        """Those of one word for each cluster, which the fast lanes read without asking anybody; empty where none is."""
         self._dirty_l1: set[int] = set()
         self._tables = asyncio.Lock()
 
@@ -203,14 +206,14 @@ class Mapping:
             if more.kind is not kind or more.host != (host + length if host >= 0 else -1):
                 break
             length += more.length
-        return Extent(kind, length, host, self._image.file if kind is _DATA or kind is _COMPRESSED else None)
+        return Extent(kind, length, host, self._image.file if host >= 0 else None)
 
     def try_map(self, offset: int, nbytes: int) -> Extent | None:
         """As ``map``, as far as slices in memory tell; None where the first one is not, or something is wrong."""
-        found = self.cache.slices.get(offset >> self.slice_shift)
+        found = self.standard_slices.get(offset >> self.slice_shift)
         if found is not None:
             # Most requests lie in one plain cluster: answered without a detour.
-            entry = found.table[(offset >> self._bits) & (self.slice_entries - 1)] & ~COPIED
+            entry = found.table[(offset >> self._bits) & (self.slice_subclusters - 1)] & ~COPIED
             inside = offset & self._mask
             if inside + nbytes <= self._cluster and entry and not entry & self._odd:
                 found.hot = True
@@ -228,7 +231,7 @@ class Mapping:
                 length += more.length
         except Corruption:
             return None  # the slow lane will meet it, and can tell
-        return Extent(kind, length, host, self._image.file if kind is _DATA or kind is _COMPRESSED else None)
+        return Extent(kind, length, host, self._image.file if host >= 0 else None)
 
     def _cached(self, key: int) -> array[int] | None:
         found = self.cache.slices.get(key)
@@ -251,50 +254,51 @@ class Mapping:
             return _Piece(_UNALLOCATED, min(end, index << self._l1_shift) - offset, -1)
         if table is None:
             return None
-        inside = offset & self._mask
-        first = (offset >> self._bits) & (self.slice_entries - 1)
-        last = min(self.slice_entries, first + ((inside + nbytes + self._mask) >> self._bits))
-        kind, count, host = self.run(table, first, last, offset)
+        inside = offset & self._sub_mask
+        at, stop = self.span(offset, nbytes)
+        kind, reach, host = self._run(table, at, stop, offset)
         return _Piece(
             kind,
-            min(nbytes, (count << self._bits) - inside),
+            min(nbytes, (reach << self._sub_bits) - inside),
             host if host < 0 or kind is _COMPRESSED else host + inside,
         )
 
-    def run(self, table: array[int], first: int, last: int, offset: int) -> tuple[ExtentKind, int, int]:
-        """Kind, number of entries, and host offset of the first, of the run that starts at entry *first*.
+    def span(self, offset: int, nbytes: int) -> tuple[int, int]:
+        """The subclusters of *nbytes* from *offset* on, as positions in their slice; cut off at its end."""
+        at = (offset >> self._sub_bits) & (self.slice_subclusters - 1)
+        count = ((offset & self._sub_mask) + nbytes + self._sub_mask) >> self._sub_bits
+        return at, min(self.slice_subclusters, at + count)
 
-        *offset* is a guest offset in that cluster, for messages. Corruption where the entry cannot be true.
-        """
-        entry = table[first]
-        at = first + 1
-        if not entry & _SAME:
-            while at < last and not table[at] & _SAME:
-                at += 1
-            return _UNALLOCATED, at - first, -1
-        if entry & COMPRESSED:
-            return _COMPRESSED, 1, entry & ~(COPIED | COMPRESSED)
-        host = entry & L2_OFFSET_MASK
-        self.validate(entry, offset)
-        expected = entry & _SAME
-        step = self._cluster if host else 0
-        while at < last:
-            expected += step
-            if table[at] & _SAME != expected:
-                break
-            at += 1
-        if entry & ZERO:
-            return _ZERO, at - first, host or -1
-        return _DATA, at - first, host
+    def _run(self, table: array[int], at: int, stop: int, offset: int) -> Run:
+        try:
+            return self.entries.run(table, at, stop)
+        except InvalidEntry as error:
+            raise self.corruption(error, offset, at) from None
 
-    def validate(self, entry: int, offset: int) -> None:
-        """Raise Corruption where a standard L2 *entry*, that of guest *offset*, cannot be true."""
-        host = entry & L2_OFFSET_MASK
-        if host & self._mask:
-            what = "Preallocated zero cluster offset" if entry & ZERO else "Cluster allocation offset"
-            raise Corruption(f"{what} {host:#x} unaligned ({self._where(offset)})")
-        if entry & ZERO and self._image.header.version < 3:
-            raise Corruption(f"Zero cluster entry found in pre-v3 image ({self._where(offset)})")
+    def corruption(self, error: InvalidEntry, offset: int, at: int) -> Corruption:
+        """What to raise for *error* when *at* is the position of guest *offset*."""
+        wrong = offset + ((error.at - at) << self._sub_bits)
+        return Corruption(f"{error} ({self._where(wrong)})")
+
+    def in_memory(self, offset: int, nbytes: int, *, writable: bool) -> int:
+        """Where plain data of *nbytes* at *offset* lies in one piece, as far as a slice in memory tells; else -1."""
+        found = self.cache.slices.get(offset >> self.slice_shift)
+        if found is None:
+            return -1
+        inside = offset & self._sub_mask
+        at, stop = self.span(offset, nbytes)
+        try:
+            if writable:
+                reach, host = self.entries.in_place(found.table, at, stop)
+            else:
+                kind, reach, host = self.entries.run(found.table, at, stop)
+                reach = reach if kind is _DATA else 0
+        except InvalidEntry:
+            return -1  # the slow lane will meet it, and can tell
+        if (reach << self._sub_bits) < inside + nbytes:
+            return -1
+        found.hot = True
+        return host + inside
 
     def _where(self, offset: int) -> str:
         table = self._image.l1[offset >> self._l1_shift] & L1_OFFSET_MASK
@@ -307,6 +311,11 @@ class Mapping:
     def dirty(self) -> bool:
         """Whether L1 or L2 in memory differ from the disk's."""
         return bool(self.cache.dirty or self._dirty_l1)
+
+    def mark(self, found: Slice[array[int]], at: int, stop: int) -> None:
+        """The entries of subclusters *at* to *stop* of *found* were changed."""
+        shift, nbytes = self.entries.shift, self.entries.words * 8
+        self.cache.mark(found, (at >> shift) * nbytes, (((stop - 1) >> shift) + 1) * nbytes)
 
     def encode(self, found: Slice[array[int]], pages: int) -> list[PendingWrite]:
         """What must be written for *pages* of *found*, as they are now. Corruption where it would hit metadata."""

@@ -15,6 +15,8 @@ __all__ = ["Qcow2CreateOptions", "Qcow2Options"]
 
 _MIN_CLUSTER_SIZE: Final = 512
 _MAX_CLUSTER_SIZE: Final = 2 << 20
+_MIN_EXTENDED_CLUSTER_SIZE: Final = 32 * 512
+"""A subcluster is no smaller than a sector."""
 _MAX_L1_BYTES: Final = 32 << 20
 _MAX_BACKING_NAME: Final = 1023
 _COMPAT: Final = {"0.10": 2, "v2": 2, "1.1": 3, "v3": 3}
@@ -90,7 +92,9 @@ class Qcow2CreateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True
         size = self.cluster_size
         if not _MIN_CLUSTER_SIZE <= size <= _MAX_CLUSTER_SIZE or size & (size - 1):
             raise OptionError("Cluster size must be a power of two between 512 and 2048k")
-        if self.preallocation != PreallocMode.OFF and self.backing_file:
+        if self.extended_l2:
+            self._validate_extended_l2()
+        if self.preallocation != PreallocMode.OFF and self.backing_file and not self.extended_l2:
             raise OptionError("Backing file and preallocation can only be used at the same time if extended_l2 is on")
         if self.version < 3 and self.lazy_refcounts:
             raise OptionError(
@@ -110,9 +114,21 @@ class Qcow2CreateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True
                 "(use version=v3 or greater)"
             )
         self._validate_backing()
-        reach = size * (size // 8)
+        reach = size * (size // (16 if self.extended_l2 else 8))
         if -(-self.disk_size // reach) * 8 > _MAX_L1_BYTES:
             raise LimitExceeded(TOO_LARGE)
+
+    def _validate_extended_l2(self) -> None:
+        if self.version < 3:
+            raise OptionError(
+                "Extended L2 entries are only supported with compatibility level 1.1 and above "
+                "(use version=v3 or greater)"
+            )
+        if self.cluster_size < _MIN_EXTENDED_CLUSTER_SIZE:
+            raise OptionError(
+                "Extended L2 entries are only supported with cluster sizes of at least "
+                f"{_MIN_EXTENDED_CLUSTER_SIZE} bytes"
+            )
 
     def _validate_backing(self) -> None:
         if self.backing_fmt is not None and not self.backing_file:
@@ -131,7 +147,6 @@ class Qcow2CreateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True
             raise OptionError("data-file-raw requires data-file")
         wanted = {
             "external data file": self.data_file is not None,
-            "extended L2 entries": self.extended_l2,
             "encryption": self.encryption,
         }
         if missing := [name for name, asked in wanted.items() if asked]:

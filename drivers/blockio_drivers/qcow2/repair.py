@@ -26,7 +26,6 @@ from blockio_drivers.qcow2.tables import (
     L1_OFFSET_MASK,
     L2_OFFSET_MASK,
     REFCOUNT_TABLE_OFFSET_MASK,
-    ZERO,
     table_from_bytes,
     table_to_bytes,
 )
@@ -82,12 +81,17 @@ class _Repair:
     async def run(self) -> tuple[CheckResult, Header]:
         checker = self._checker()
         crooked: list[tuple[int, int, int]] = []
+        bitmaps: list[tuple[int, int, int]] = []
+        if self.fix is not CheckFix.NONE:
+            checker.fix_compressed_bitmap = lambda *where: bitmaps.append(where)
         if self.all:
             checker.mending = True
-            checker.fix_misaligned_zero = lambda table, index, weight: crooked.append((table, index, weight))
+            checker.fix_misaligned_zero = lambda *where: crooked.append(where)
         await checker.count()
         self.result = checker.result
         await self._straighten(checker, crooked)
+        if self.all:
+            await self._clear_bitmaps(checker, bitmaps)
         before = replace(self.result)
         await checker.compare()
         if self.fix is CheckFix.NONE:
@@ -133,10 +137,21 @@ class _Repair:
         return exposed
 
     async def _straighten(self, checker: Checker, crooked: list[tuple[int, int, int]]) -> None:
-        """Zero clusters whose reserve is no cluster become plain zero clusters; they hold no data to lose."""
+        """Zero clusters whose reserve is no cluster become plain zero clusters; they hold no data to lose.
+
+        With extended entries it is the bitmap that says zero, and stays.
+        """
+        plain = checker.geometry.zero_bit.to_bytes(8, "big")
         for table, index, weight in crooked:
             if not self._table_is_exposed(checker, table):
-                await self._write(table + index * 8, table_to_bytes(array("Q", [ZERO])))
+                await self._write(table + index * checker.geometry.l2_entry_bytes, plain)
+                self._mended(weight)
+
+    async def _clear_bitmaps(self, checker: Checker, compressed: list[tuple[int, int, int]]) -> None:
+        """Compressed clusters have no subclusters: the bitmap that says otherwise goes, the data stays."""
+        for table, index, weight in compressed:
+            if not self._table_is_exposed(checker, table):
+                await self._write(table + index * checker.geometry.l2_entry_bytes + 8, bytes(8))
                 self._mended(weight)
 
     async def _mend_copied(self, checker: Checker) -> None:
@@ -177,7 +192,8 @@ class _Repair:
             return True
         table = table_from_bytes(data)
         changed = []
-        for index, entry in enumerate(table):
+        words = geometry.l2_entry_bytes // 8
+        for index, entry in zip(range(0, len(table), words), table[::words], strict=True):
             if copied_mistaken(entry, checker.stored, geometry.cluster_bits):
                 refcount = await checker.stored_refcount((entry & L2_OFFSET_MASK) >> geometry.cluster_bits)
                 if refcount >= 0 and (refcount == 1) != bool(entry & COPIED):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from blockio.buffers import IoVector
 from blockio.errors import BlockError, LimitExceeded, UnsupportedFeature
 from blockio.types import ExtentKind, PreallocMode
+from blockio_drivers.qcow2.allocation import NewRoom
 from blockio_drivers.qcow2.image import finish
 from blockio_drivers.qcow2.tables import table_to_bytes
 
@@ -88,9 +89,12 @@ class Resizer:
             await self._grow_l1(entries)
         await self._zero_tail(old, zero=zero, allocate=prealloc is not PreallocMode.OFF)
         start = self._image.geometry.clusters(old) << self._image.geometry.cluster_bits
-        if prealloc is not PreallocMode.OFF:
+        allocate = prealloc is not PreallocMode.OFF
+        if allocate:
             await self._preallocate(start, length, prealloc)
-        elif zero and start < length and self._discarder.backing is not None:
+        # With subclusters what is preallocated holds no data yet, and would not hide what lies below.
+        hidden = allocate and not self._image.geometry.extended_l2
+        if zero and not hidden and start < length and self._discarder.backing is not None:
             try:
                 await self._discarder.zero(start, length - start, unmap=False)
             except UnsupportedFeature as error:  # version 2 has no way to hide what lies below
@@ -157,33 +161,37 @@ class Resizer:
         end = (old + mask) & ~mask
         if end == old:
             return
-        kind = (await self._mapping.map(old, end - old)).kind
-        below = kind is ExtentKind.UNALLOCATED and zero and self._discarder.backing is not None
-        if not allocate and (kind is ExtentKind.ZERO or (kind is ExtentKind.UNALLOCATED and not below)):
-            return
-        room = await self._writer.allocate(old, end - old)
-        try:
-            head = await self._guest_bytes(old - room.cow_head, room.cow_head)
-            await image.write(room.host_offset - room.cow_head, head + bytes(room.length))
-        except BaseException:
-            await room.abandon()
-            raise
-        await room.link()
+        while old < end:  # with subclusters it may be of several kinds
+            kind, length, _, _ = await self._mapping.map(old, end - old)
+            below = kind is ExtentKind.UNALLOCATED and zero and self._discarder.backing is not None
+            if not allocate and (kind is ExtentKind.ZERO or (kind is ExtentKind.UNALLOCATED and not below)):
+                old += length
+                continue
+            room = await self._writer.allocate(old, length)
+            try:
+                head = await self._guest_bytes(old - room.cow_head, room.cow_head)
+                await image.write(room.host_offset - room.cow_head, head + bytes(room.length + room.cow_tail))
+            except BaseException:
+                await room.abandon()
+                raise
+            await room.link()
+            old += room.length
 
     async def _guest_bytes(self, offset: int, nbytes: int) -> bytearray:
         """*nbytes* of one guest cluster, for copying them into a new one."""
         data = bytearray(nbytes)
-        if not nbytes:
-            return data
-        iov = IoVector.of(data)
-        extent = await self._mapping.map(offset, nbytes)
         backing = self._discarder.backing
-        if extent.kind is ExtentKind.DATA:
-            await self._image.file.co_preadv(extent.host_offset, iov)
-        elif extent.kind is ExtentKind.COMPRESSED:
-            await self._compressed.read(offset, iov, extent.host_offset)
-        elif extent.kind is ExtentKind.UNALLOCATED and backing is not None:
-            await backing.co_preadv(offset, iov)
+        at = 0
+        while at < nbytes:
+            kind, length, host, _ = await self._mapping.map(offset + at, nbytes - at)
+            iov = IoVector.of(memoryview(data)[at : at + length])
+            if kind is ExtentKind.DATA:
+                await self._image.file.co_preadv(host, iov)
+            elif kind is ExtentKind.COMPRESSED:
+                await self._compressed.read(offset + at, iov, host)
+            elif kind is ExtentKind.UNALLOCATED and backing is not None:
+                await backing.co_preadv(offset + at, iov)
+            at += length
         return data
 
     async def _preallocate(self, start: int, end: int, prealloc: PreallocMode) -> None:
@@ -195,7 +203,10 @@ class Resizer:
             except BaseException:
                 await room.abandon()
                 raise
-            await room.link()
+            if isinstance(room, NewRoom):
+                await room.reserve()
+            else:
+                await room.link()
             start += room.length
 
     async def _provide(self, offset: int, nbytes: int, prealloc: PreallocMode, *, fresh: bool) -> None:

@@ -123,6 +123,7 @@ class Revision:
         self._pass_discard = pass_discard
         self._bits = image.geometry.cluster_bits
         self._cluster = image.geometry.cluster_size
+        self._words = image.geometry.l2_entry_bytes // 8
         self._counts = _Counts(image, allocator)
         self._weights: Counter[int] = Counter()
         self._rooms: list[tuple[int, int]] = []
@@ -198,7 +199,7 @@ class Revision:
         for offset, weight in self._weights.items():
             if not weight:
                 continue
-            for entry in await self._l2_table(offset):
+            for entry in (await self._l2_table(offset))[:: self._words]:
                 if entry & COMPRESSED:
                     where = self._image.geometry.compressed(entry)
                     last = where.offset + where.nbytes - 1
@@ -229,7 +230,7 @@ class Revision:
         block_bits = self._image.geometry.refcount_block_bits
         changed = False
         block, counts = -1, array("Q")
-        for at, entry in enumerate(table):
+        for at, entry in zip(range(0, len(table), self._words), table[:: self._words], strict=True):
             if entry & COMPRESSED or not entry & L2_OFFSET_MASK:
                 continue
             cluster = (entry & L2_OFFSET_MASK) >> self._bits

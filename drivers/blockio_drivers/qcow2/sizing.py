@@ -32,7 +32,7 @@ class CacheSizes(NamedTuple):
         By default the L2 tables of the whole disk are kept, up to 32 MiB, and four refcount blocks.
         """
         cluster = geometry.cluster_size
-        covering = -(-disk_size // cluster) * 8
+        covering = -(-disk_size // cluster) * geometry.l2_entry_bytes
         least = _MIN_REFCOUNT_CLUSTERS * cluster
         both, l2, refcount = options.cache_size, options.l2_cache_size, options.refcount_cache_size
         if both is not None:

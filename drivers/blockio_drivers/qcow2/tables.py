@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from blockio_drivers.qcow2.header import Header
 
 __all__ = [
+    "ALL_ALLOCATED",
+    "ALL_ZERO",
     "BITMAP_TABLE_OFFSET_MASK",
     "COMPRESSED",
     "COPIED",
@@ -42,6 +44,10 @@ COMPRESSED: Final = 1 << 62
 """In an L2 entry: the descriptor below is that of a compressed cluster."""
 ZERO: Final = 1
 """In a standard L2 entry of version 3 without subclusters: the cluster reads as zeroes."""
+ALL_ALLOCATED: Final = 0xFFFF_FFFF
+"""In the bitmap of an extended L2 entry: every subcluster has data. Bit *n* is that of subcluster *n*."""
+ALL_ZERO: Final = ALL_ALLOCATED << 32
+"""In the bitmap of an extended L2 entry: every subcluster reads as zeroes."""
 
 L1_OFFSET_MASK: Final = 0x00FF_FFFF_FFFF_FE00
 """Bits 9-55 of an L1 entry: where the L2 table starts; 0 means none."""
@@ -93,6 +99,11 @@ class Geometry(msgspec.Struct, frozen=True):
     """Refcounts in one refcount block: one cluster of them."""
     zero_bit: int
     """``ZERO`` where the image knows zero clusters in its L2 entries, else 0."""
+    extended_l2: bool
+    """Whether L2 entries have a second word, the bitmap of the cluster's subclusters."""
+    l2_entry_bytes: int
+    subcluster_bits: int
+    """Of what an L2 entry speaks of apart: a 32nd of a cluster with extended L2 entries, else all of it."""
 
     @classmethod
     def of(cls, header: Header) -> Geometry:
@@ -127,9 +138,22 @@ class Geometry(msgspec.Struct, frozen=True):
             refcount_block_bits=block_bits,
             refcount_block_entries=1 << block_bits,
             zero_bit=ZERO if version >= 3 and not extended_l2 else 0,
+            extended_l2=extended_l2,
+            l2_entry_bytes=entry_size,
+            subcluster_bits=cluster_bits - 5 if extended_l2 else cluster_bits,
         )
 
     # -- positions
+
+    @property
+    def subcluster_size(self) -> int:
+        """Bytes of a subcluster; those of a cluster in an image without."""
+        return 1 << self.subcluster_bits
+
+    @property
+    def subcluster_mask(self) -> int:
+        """``offset & subcluster_mask`` is the offset inside its subcluster."""
+        return (1 << self.subcluster_bits) - 1
 
     def clusters(self, nbytes: int) -> int:
         """How many clusters hold *nbytes*."""
