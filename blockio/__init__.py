@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         named_backends,
         top_nodes,
     )
+    from blockio.bitmaps.dirty import DirtyBitmap, DirtyBitmapInfo
     from blockio.buffers import IoVector, aligned_buffer, is_zero
     from blockio.driver.gate import (
         Allow,
@@ -115,6 +116,7 @@ _HOME = {
         "named_backends",
         "top_nodes",
     ),
+    "blockio.bitmaps.dirty": ("DirtyBitmap", "DirtyBitmapInfo"),
     "blockio.buffers": ("IoVector", "aligned_buffer", "is_zero"),
     "blockio.driver.gate": (
         "Allow",
@@ -178,6 +180,8 @@ __all__ = [
     "DenyAll",
     "DetectZeroes",
     "DeviceTrayMoved",
+    "DirtyBitmap",
+    "DirtyBitmapInfo",
     "ErrorAction",
     "ErrorReported",
     "EventStream",

@@ -6,6 +6,7 @@ or a window's; a node whose data are in several places has no snapshots. Loading
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 from blockio.driver.base import BlockDriver
@@ -94,7 +95,12 @@ async def snapshot_create(node: BlockNode, snapshot: SnapshotInfo) -> SnapshotIn
 
 
 async def snapshot_goto(node: BlockNode, name: str) -> None:
-    """Make the disk what the snapshot with that id, or else of that name, kept (``bdrv_snapshot_goto``)."""
+    """Make the disk what the snapshot with that id, or else of that name, kept (``bdrv_snapshot_goto``).
+
+    BlockError EBUSY for a node with dirty bitmaps: they would have to follow.
+    """
+    if node.driver is not None and node.dirty_bitmaps:
+        raise BlockError("Device has active dirty bitmaps", errno.EBUSY)
     try:
         below = _asked(node, "co_snapshot_goto")
     except UnsupportedFeature:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import struct
 from pathlib import Path
 
 import pytest
 
+from blockio_drivers.qcow2.extensions import BITMAPS
 from blockio_drivers.qcow2.header import Header
 from tests.qcow2.bitmap_rig import qemu_bits, qemu_list
 from tests.support.imgcases import named, scripts
@@ -107,7 +109,16 @@ info broken.qcow2
 check a.qcow2
 check inuse.qcow2
 check broken.qcow2
+snapshot -l snap.qcow2
+snapshot -a s snap.qcow2
+snapshot -a nope snap.qcow2
+snapshot -c t snap.qcow2
+snapshot -d s snap.qcow2
+convert --bitmaps -O qcow2 snap.qcow2 o.qcow2
 info stale.qcow2
+info stale2.qcow2
+bitmap --add stale2.qcow2 x
+resize stale2.qcow2 2M
 check stale.qcow2
 map stale.qcow2
 compare stale.qcow2 stale.qcow2
@@ -144,9 +155,14 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, size in (("a", "10M"), ("other", "10M"), ("plain", "10M"), ("small", "5M"), ("huge", "8T")):
         run("create", "-q", "-f", "qcow2", f"{name}.qcow2", size)
     run("create", "-q", "-f", "qcow2", "-o", "compat=0.10", "v2.qcow2", "1M")
+    old = bytearray((folder / "v2.qcow2").read_bytes())
+    old[72:104] = struct.pack(">IIIIQQ", BITMAPS, 24, 1, 0, 32, 0x50000)
+    (folder / "stale2.qcow2").write_bytes(old)
     run("create", "-q", "-f", "raw", "raw.raw", "10M")
     run("create", "-q", "-f", "qcow2", "-b", "a.qcow2", "-F", "qcow2", "overlay.qcow2")
-    for name in ("a", "other"):
+    run("create", "-q", "-f", "qcow2", "snap.qcow2", "1M")
+    run("snapshot", "-c", "s", "snap.qcow2")
+    for name in ("a", "other", "snap"):
         run("bitmap", "--add", f"{name}.qcow2", "b0")
     run("bitmap", "--add", "-g", "4k", "small.qcow2", "s0")
     qemu_io(folder / "a.qcow2", "write 1M 100k", "write 5M 1", format="qcow2")

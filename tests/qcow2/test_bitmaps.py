@@ -173,6 +173,55 @@ async def reopen_read_only(blk: blockio.BlockBackend) -> None:
 
 
 @pytest.mark.peer("qemu-img")
+async def test_a_reopen_that_comes_to_nothing(tmp_path: Path) -> None:
+    """The bitmaps were stored for it already: they are in use again before anybody can write."""
+    path = tmp_path / "disk.qcow2"
+    qemu_img("create", "-f", "qcow2", path, "10M")
+    qemu_img("bitmap", "--add", path, "b0")
+    async with opened(path) as blk:
+        await blk.co_pwritev(0, b"x")
+        with pytest.raises(BlockError, match="cannot support read-write users"):
+            await reopen(node_of(blk), read_only=True)
+        assert qemu_list(path) == [("b0", 65536, ["in-use", "auto"])]
+        bitmap = node_of(blk).find_dirty_bitmap("b0")
+        assert bitmap is not None
+        assert not bitmap.readonly
+        await blk.co_pwritev(MIB, b"x")
+    assert qemu_bits(path, "b0") == [(0, 65536), (MIB, 65536)]
+    assert_clean(path)
+
+
+@pytest.mark.peer("qemu-img")
+async def test_a_dirty_image_is_repaired_with_its_bitmaps(tmp_path: Path) -> None:
+    path = tmp_path / "disk.qcow2"
+    qemu_img("create", "-f", "qcow2", "-o", "lazy_refcounts=on", path, "10M")
+    qemu_img("bitmap", "--add", path, "b0")
+    qemu_io(path, "write 1M 64k", format="qcow2")
+    data = bytearray(path.read_bytes())
+    data[79] |= 1  # the dirty bit
+    path.write_bytes(data)
+    async with opened(path) as blk:
+        await blk.co_pwritev(5 * MIB, b"x")
+    assert qemu_bits(path, "b0") == [(MIB, 65536), (5 * MIB, 65536)]
+    assert_clean(path)
+
+
+@pytest.mark.peer("qemu-img")
+async def test_a_bitmap_moves_to_another_thread_with_its_disk(tmp_path: Path) -> None:
+    path = tmp_path / "disk.qcow2"
+    qemu_img("create", "-f", "qcow2", path, "10M")
+    qemu_img("bitmap", "--add", path, "b0")
+    async with blockio.IOThread() as thread, opened(path) as blk:
+        blk.set_allow_aio_context_change(True)
+        await blk.co_pwritev(0, b"x")
+        await blk.set_aio_context(thread.context)
+        await blk.co_pwritev(MIB, b"x")
+        await blk.set_aio_context(blockio.AioContext.current())
+    assert qemu_bits(path, "b0") == [(0, 65536), (MIB, 65536)]
+    assert_clean(path)
+
+
+@pytest.mark.peer("qemu-img")
 async def test_one_that_is_in_use_can_only_be_removed(tmp_path: Path) -> None:
     path = tmp_path / "disk.qcow2"
     qemu_img("create", "-f", "qcow2", path, "10M")

@@ -295,6 +295,22 @@ async def test_a_bitmap_that_cannot_be_stored_is_said_to_be_lost() -> None:
     qemu_check(child.data)
 
 
+@pytest.mark.peer("qemu-img")
+async def test_what_could_not_be_stored_is_stored_later() -> None:
+    """Going to sleep failed and nothing was written since: closing tries again."""
+    child = await start()
+    plan = FaultPlan(operations=frozenset({"write"}))
+    driver, host = await open_driver(FaultyChild(child, plan))
+    guest = Guest(Disk(driver, host, child))
+    await guest.write(40960, b"y" * 512)
+    plan.arm(1)
+    with pytest.raises(OSError, match="Lost persistent bitmaps"):
+        await driver.inactivate()
+    await driver.close()
+    assert await believed(child) == guest.dirty()
+    qemu_check(child.data)
+
+
 class Liar(MemoryChild):
     """A file whose *nth* write from ``arm`` on is done, and then said to have failed."""
 

@@ -51,6 +51,11 @@ __all__ = ["PersistentBitmaps"]
 
 _STEP: Final = 1 << 20
 """How much of a bitmap's data is read or written at once."""
+_STALE: Final = "a program lacking bitmap support modified this file, so all bitmaps are now considered inconsistent"
+_STALE_V2: Final = (
+    "This qcow2 v2 image contains bitmaps, but they may have been modified by a program without persistent bitmap "
+    "support; so now they must all be considered inconsistent"
+)
 _FLAG_NAMES: Final = ((BitmapFlag.IN_USE, "in-use"), (BitmapFlag.AUTO, "auto"))
 
 
@@ -64,6 +69,8 @@ class PersistentBitmaps:
         self._place = Area(0, 0)
         """Where the directory of ``entries`` lies."""
         self._doubtful: list[tuple[int, list[DirectoryEntry]]] = []
+        self.unsaved = False
+        """``begin`` has run, and no ``store`` since has gone well: the image has nothing that is to be believed."""
         self._lock = asyncio.Lock()
 
     def change_loop(self) -> None:
@@ -99,8 +106,9 @@ class PersistentBitmaps:
                 self._bitmaps.release(bitmap)
         found = self._image.header.bitmaps
         if self._image.header.stale_bitmaps:
+            old = self._image.header.version < 3
             self._image.host.warn(
-                "a program lacking bitmap support modified this file, so all bitmaps are now considered inconsistent",
+                _STALE_V2 if old else _STALE,
                 "Some clusters may be leaked, run 'qemu-img check -r' on the image file to fix.",
             )
         if found is None:
@@ -183,6 +191,7 @@ class PersistentBitmaps:
             await self._image.barrier()
             self._doubtful.clear()
             self.entries = [entry.marked() for entry in self.entries]
+        self.unsaved = True
         for bitmap in self._bitmaps:
             if bitmap.persistent:
                 bitmap.readonly = False
@@ -234,6 +243,7 @@ class PersistentBitmaps:
                     bitmap.readonly = True
             if stored:
                 await self._store(stored)
+            self.unsaved = False
 
     async def _store(self, stored: dict[str, DirtyBitmap]) -> None:
         cluster_size = self._image.geometry.cluster_size

@@ -289,6 +289,8 @@ class Qcow2Driver(FormatDriver):
         """Write everything back, make it stable and mark the image clean. Releases also where that fails."""
         image = self._image
         try:
+            if self._bitmaps.unsaved and not self._armed and image.writable:
+                await self._signalling(self._ready())  # storing them failed before: one more try
             if self._armed and image.writable:
                 await self._signalling(self._settle())
         finally:
