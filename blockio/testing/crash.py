@@ -10,10 +10,10 @@ for a whole stack::
     assert report.ok, report
 
 What a crash may leave: all changes that are durable (see ``blockio.testing.journal``), and of the others any part, in
-units of ``unit`` bytes. Each unit of a pending write is there or not; a discarded unit is as it was, zeroes or
-garbage; a truncate has happened or not. Where a moment has few enough of these states all are judged; of more, first
-the telling ones (nothing, everything, all but one change, one alone, each prefix), then a seeded sample, torn writes
-among it.
+units of ``unit`` bytes. Each unit of a pending write is there or not (one written in part is there with what was
+written to it before); a discarded unit is as it was, zeroes or garbage; a truncate has happened or not. Where a moment
+has few enough of these states all are judged; of more, first the telling ones (nothing, everything, all but one change,
+one alone, each prefix), then a seeded sample, torn writes among it.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ async def explore_crashes(
         chosen, whole = legal.choices(rnd, budget)
         seen: set[int] = set()
         in_vain = 0
-        for choice in chosen:
+        for choice in map(legal.closed, chosen):
             if len(seen) == budget or (in_vain > _IN_VAIN and not whole):
                 break
             state = legal.state(choice)
@@ -278,7 +278,22 @@ class _Legal:
             len(pieces) + (change.kind is ChangeKind.DISCARD)
             for change, pieces in zip(moment.pending, self.pieces, strict=True)
         ]
+        self._carried = self._carry()
         self._base: _Digest | None = None
+
+    def _carry(self) -> dict[tuple[int, int], list[tuple[int, int]]]:
+        """Which units of earlier changes come along with a unit that is written in part: the disk writes whole ones."""
+        written: dict[tuple[str, int], list[tuple[int, int]]] = {}
+        carried = {}
+        for number, (change, pieces) in enumerate(zip(self.moment.pending, self.pieces, strict=True)):
+            if change.kind is ChangeKind.TRUNCATE:
+                continue
+            for bit, (at, end) in enumerate(pieces):
+                earlier = written.setdefault((change.disk, at // self.unit), [])
+                if earlier and end - at < self.unit and change.kind is not ChangeKind.DISCARD:
+                    carried[number, bit] = list(earlier)
+                earlier.append((number, bit))
+        return carried
 
     @property
     def count(self) -> int:
@@ -332,6 +347,17 @@ class _Legal:
             else:
                 choice.append((full if rnd.random() < likely else 0) | rnd.getrandbits(bits) & ~full)
         return tuple(choice)
+
+    def closed(self, choice: Choice) -> Choice:
+        """*choice* and all that comes along with it."""
+        if not self._carried:
+            return choice
+        bits = list(choice)
+        for (number, bit), earlier in reversed(self._carried.items()):
+            if bits[number] >> bit & 1:
+                for other, its in earlier:
+                    bits[other] |= 1 << its
+        return tuple(bits)
 
     # -- states
 
@@ -437,7 +463,7 @@ async def _reduced(legal: _Legal, choice: Choice, error: Exception, judge: Judge
 
     count = len(choice)
     for until in range(count):  # the shortest run that fails, with nothing after it
-        shorter = (*choice[:until], *(0,) * (count - until))
+        shorter = legal.closed((*choice[:until], *(0,) * (count - until)))
         if shorter != choice and (found := await fails(shorter)) is not None:
             choice, error = shorter, found
             break
@@ -445,7 +471,7 @@ async def _reduced(legal: _Legal, choice: Choice, error: Exception, judge: Judge
     for at in range(last + 1):  # then as few lost before its end as still fail
         if choice[at] & legal.full[at] == legal.full[at]:
             continue
-        fuller = (*choice[:at], legal.full[at], *choice[at + 1 :])
+        fuller = legal.closed((*choice[:at], legal.full[at], *choice[at + 1 :]))
         if (found := await fails(fuller)) is not None:
             choice, error = fuller, found
     return CrashFailure(legal.name(choice), error, legal.story(choice))

@@ -207,7 +207,7 @@ async def grow_refcount_table(_rnd: random.Random, guest: Guest) -> None:
     """Until the image has a larger table."""
     at = 1940 << 10
     image = qcow2_of(guest).driver._image
-    while image.header.refcount_table_clusters == 1:
+    while image.header.refcount_table_clusters == 1 and at < guest.length - 8192:
         await guest.write(at, b"b" * 8192)
         at += 8192
     await guest.flush()

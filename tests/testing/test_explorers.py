@@ -103,7 +103,7 @@ async def test_the_states_are_those_that_a_crash_may_leave() -> None:
 async def test_a_larger_unit_makes_fewer_torn_states_and_fua_is_durable_at_once() -> None:
     journal = Journal()
     await note(journal, flush=False)
-    assert len(await states(journal)) > len(await states(journal, unit=4096)) == 2 * 2 * 3 * 2
+    assert len(await states(journal)) > len(await states(journal, unit=4096)) == 3 * 3 * 2
     journal = Journal()
     journal.add("file", A)
     await journal.over("file", MemoryChild(A)).co_pwritev(0, IoVector.of(B), RequestFlags.FUA)
@@ -130,6 +130,19 @@ async def test_a_sample_is_the_same_for_the_same_seed() -> None:
         return names
 
     assert await sample(1) == await sample(1) != await sample(2)
+
+
+async def test_a_unit_written_in_part_comes_with_what_was_written_to_it_before() -> None:
+    journal = Journal()
+    journal.add("file", A * 2)
+    child = journal.over("file", MemoryChild(A * 2))
+    await child.co_pwritev(0, IoVector.of(B[:1]))
+    await child.co_pwritev(256, IoVector.of(C))
+    both, only = B[:1] + A[:255] + C[:256], B[:1] + A[1:]
+    assert set((await states(journal)).values()) == {
+        *(first + A for first in (A, only, both)),
+        *(first + C[256:] + A[256:] for first in (A, only, both)),
+    }
 
 
 async def test_a_write_that_failed_may_have_happened_until_a_flush() -> None:
