@@ -235,7 +235,7 @@ class PreallocateDriver(FilterDriver):
         file_end = self.file.length
         if end <= file_end:
             return zeroes and offset >= self._zero_start
-        # ..
+        # The file has to grow: let the next writes find room as well.
         alignment = self.file.limits.request_alignment
         start = _up(min(offset, file_end) if zeroes else file_end, alignment)
         stop = _up(max(start, end) + self._options.prealloc_size, max(self._options.prealloc_align, alignment))
