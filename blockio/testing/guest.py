@@ -363,6 +363,11 @@ class Guest:
         with self._forgiving():
             await work
 
+    async def replace(self, content: bytes, work: Awaitable[object]) -> None:
+        """Await something that makes the whole disk *content* (a snapshot is applied)."""
+        with self._forgiving(), self.promises.writing(0, content):
+            await work
+
     async def verify(self) -> None:
         """Read everything: AssertionError where it is not what it must be."""
         length = self.disk.length

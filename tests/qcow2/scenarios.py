@@ -16,6 +16,7 @@ from blockio.testing.rig import StackRig
 from blockio.types import PreallocMode, RequestFlags
 from tests.qcow2.crash import MakeImage, Scenario
 from tests.qcow2.engine import Disk, Qcow2Rig, new_image, open_disk
+from tests.qcow2.snapshot_work import SnapshotRig, snapshots_at_work
 from tests.support.qemu import qemu_img
 
 __all__ = [
@@ -293,6 +294,25 @@ SCENARIOS: Final = {
                 (PreallocMode.METADATA, 64, False),
                 (PreallocMode.FULL, 16, False),
             )
+        ),
+        Scenario("snapshots", 600, fresh(60, 512), snapshots_at_work, SnapshotRig()),
+        Scenario("snapshots, wide", 200, fresh(300, 1024, refcount_bits=64), snapshots_at_work, SnapshotRig()),
+        Scenario(
+            "snapshots of subclusters",
+            100,
+            fresh(3, 16384, extended_l2=True),
+            snapshots_at_work,
+            SnapshotRig(),
+        ),
+        Scenario("snapshots, version 2", 200, fresh(60, 512, compat="0.10"), snapshots_at_work, SnapshotRig()),
+        Scenario("snapshots, overlay", 200, overlay(60, 512), snapshots_at_work, SnapshotRig(overlap_check="all")),
+        Scenario(
+            "snapshots, lazy",
+            200,
+            fresh(60, 512, lazy_refcounts=True, refcount_bits=8),
+            snapshots_at_work,
+            SnapshotRig(),
+            repairs=True,
         ),
         Scenario("resize of subclusters", 300, fresh(2, 16384, extended_l2=True), Resizes(512, PreallocMode.METADATA)),
         Scenario("growing refcount table", 150, full_refcount_table(), grow_refcount_table),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from typing import Any
 
@@ -11,8 +12,12 @@ from hypothesis import strategies as st
 
 from blockio.buffers import IoVector
 from blockio.driver.snapshots import SnapshotInfo
+from blockio.testing.cancel import explore_cancellations
+from blockio.testing.faults import FaultReport, explore_faults
+from blockio.testing.guest import Guest
 from blockio.testing.memory import MemoryChild
 from tests.qcow2.engine import Disk, check_image, new_image, open_disk, qemu_reads
+from tests.qcow2.snapshot_work import SnapshotRig, digest
 from tests.support.explore import exploring
 
 SIZE = 1 << 18
@@ -119,3 +124,40 @@ async def test_model(seed: int) -> None:
             await disk.driver.co_snapshot_delete(id, None)
         assert not (await disk.check()).leaks
     check_image(child.data)
+
+
+async def _image(**options: Any) -> dict[str, bytearray]:
+    return {"file": (await new_image(4096, cluster_size=512, **options)).data}
+
+
+async def _work(guest: Guest) -> None:
+    """A snapshot of something, applied after a change, and deleted."""
+    disk = guest.disk
+    assert isinstance(disk, Disk)
+    await guest.write(0, b"a" * 1024)
+    content = await guest.read(0, guest.length)
+    if guest.failures:
+        return
+    await guest.do(disk.driver.co_snapshot_create(SnapshotInfo(name=digest(content))))
+    await guest.write(512, b"b" * 512)
+    if any(one.name == digest(content) for one in await disk.driver.co_snapshot_list()):
+        await guest.replace(content, disk.driver.co_snapshot_goto(digest(content)))
+        await guest.do(disk.driver.co_snapshot_delete(None, digest(content)))
+
+
+def test_every_fault_does_all_or_nothing() -> None:
+    """Not an async test: a loop in debug mode would take twice the time."""
+
+    async def explore() -> FaultReport:
+        sticky = (False, True) if exploring() else (False,)
+        return await explore_faults(SnapshotRig(), await _image(refcount_bits=64), _work, errors=(5,), sticky=sticky)
+
+    report = asyncio.run(explore())
+    assert report.ok, report
+
+
+def test_every_cancellation_does_all_or_nothing() -> None:
+    async def explore() -> int:
+        return await explore_cancellations(SnapshotRig(), await _image(), _work)
+
+    assert asyncio.run(explore()) > 50

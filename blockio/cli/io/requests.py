@@ -11,7 +11,6 @@ from blockio.cli.io.figures import MAX_LENGTH, dump, lengths, number, pattern_by
 from blockio.cli.io.getopt import GetOpt
 from blockio.cli.io.language import ANY, Command, Words, register
 from blockio.cli.io.session import CommandFailed, Session, Spoken, Usage, differs, fill
-from blockio.errors import UnsupportedFeature
 from blockio.types import Perm, RequestFlags
 
 if TYPE_CHECKING:
@@ -75,15 +74,11 @@ def parts_of(buffer: memoryview, sizes: Sequence[int]) -> list[memoryview]:
     return parts
 
 
-async def _attempt(what: str, request: Awaitable[None]) -> None:
+async def _attempt(what: str, request: Awaitable[object]) -> None:
     try:
         await request
     except OSError as error:
         raise Spoken(f"{what} failed: {os.strerror(error.errno or 5)}") from error
-
-
-async def _vmstate() -> None:
-    raise UnsupportedFeature
 
 
 def _check_count(count: int, text: str, *, extra: str = "") -> None:
@@ -111,7 +106,10 @@ async def _read(session: Session, words: Words) -> None:
         _check_sectors(offset, count)
     buffer = session.buffer(count, FILL_READ)
     started = time.perf_counter()
-    await _attempt("read", _vmstate() if "b" in switches else session.image.co_preadv(offset, buffer))
+    await _attempt(
+        "read",
+        session.image.co_load_vmstate(buffer, offset) if "b" in switches else session.image.co_preadv(offset, buffer),
+    )
     _show_read(session, switches, started, offset, buffer, skip, verified)
 
 
@@ -175,7 +173,9 @@ async def _write(session: Session, words: Words) -> None:
             fill(buffer, await _pattern_file(session, switches.given["s"], count))
         flags |= RequestFlags.WRITE_COMPRESSED if compressed else 0
         started = time.perf_counter()
-        await _attempt("write", _vmstate() if vmstate else blk.co_pwritev(offset, buffer, flags))
+        await _attempt(
+            "write", blk.co_save_vmstate(buffer, offset) if vmstate else blk.co_pwritev(offset, buffer, flags)
+        )
     switches.finish(session, "wrote", started, offset, count)
 
 
