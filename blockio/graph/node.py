@@ -237,7 +237,8 @@ class BlockNode(BitmapOwner):
 
     def length_changed(self) -> None:
         """The driver's length is a new one: tell the parents. The bitmaps follow."""
-        self.dirty_bitmaps.truncate(self.length)
+        if self.driver is not None:
+            self.dirty_bitmaps.truncate(self.length)
         for edge in list(self.parents):
             edge.parent.resized(edge)
 

@@ -96,6 +96,17 @@ async def test_a_cancelled_write_is_recorded_too() -> None:
         await cancel_at_every_await(lambda: rig.io.co_pwritev(512, IoVector.of(b"x" * 512)), afterwards)
 
 
+async def test_a_corrupt_node_keeps_its_record() -> None:
+    async with opened(on_disk(Disk(SIZE))) as rig:
+        bitmap = rig.node.create_dirty_bitmap(512)
+        assert rig.io.try_pwritev(0, [b"x"], 1)
+        rig.node.corrupted("bad", fatal=True)
+        rig.node.length_changed()
+        assert (dirty(rig), bitmap.size) == ([0], SIZE)
+        with pytest.raises(BlockError):
+            rig.node.create_dirty_bitmap(512)
+
+
 async def test_reading_records_nothing() -> None:
     async with opened(in_format(Disk(0), length=8192)) as rig:
         rig.node.create_dirty_bitmap(512)

@@ -68,6 +68,7 @@ def persistent(disk: Disk, name: str, granularity: int = 65536, size: int = MIB)
         (512, 512, ",refcount_bits=1"),
         (4096, 4096, ",lazy_refcounts=on"),
         (2 * MIB, 1024, ",refcount_bits=64"),
+        (16384, 2048, ",extended_l2=on"),
     ],
 )
 async def test_qemu_reads_what_we_record(cluster_size: int, granularity: int, options: str, tmp_path: Path) -> None:
