@@ -151,6 +151,10 @@ class Checker:
         """Told (L2 table, index, weight) of zero clusters with a crooked reserve, which ``repair`` will mend."""
         self.fix_compressed_bitmap: Callable[[int, int, int], None] | None = None
         """Told (L2 table, index, weight) of compressed clusters with a bitmap, which ``repair`` will take away."""
+        self.snapshots: tuple[list[SnapshotEntry], int] | None = None
+        """The snapshot table's entries and size, as they were read, or would be after a repair."""
+        self.snapshot_mistakes = 0
+        """What writing the snapshot table anew would mend."""
         self.mending = False
         """A repair of everything stands behind: some things are said to be mended, not to be errors."""
         self._with_refcount_structure = with_refcount_structure
@@ -235,19 +239,31 @@ class Checker:
                 )
 
     async def _snapshots(self) -> tuple[list[SnapshotEntry], int]:
-        header = self.header
+        """The snapshot table, which is read once: a second count after a repair takes it from ``snapshots``."""
+        if self.snapshots is not None:
+            return self.snapshots
+        header, before = self.header, self.result.corruptions
         try:
             entries, nbytes = await parse_snapshots(
-                self.read, header.snapshots_offset, header.nb_snapshots, self.geometry.cluster_size, self.trust
+                self.read,
+                header.snapshots_offset,
+                header.nb_snapshots,
+                self.geometry.cluster_size,
+                self.trust,
+                disk_size=header.disk_size,
+                mend=self.error if self.mending else None,
             )
         except ImageError as error:
-            self.report(f"ERROR {error}")
+            read = "failed to read the snapshot table: " if error.message.startswith("Too much") else ""
+            self.report(f"ERROR {read}{error}")
             self.result.check_errors += 1
             raise
         if header.version >= 3:
             for index, entry in enumerate(entries):
                 if entry.extra_data_size < 16:
-                    self.error(f"ERROR snapshot table entry {index} is incomplete")
+                    self.error(f"{self.verb} snapshot table entry {index} is incomplete")
+        self.snapshots = entries, nbytes
+        self.snapshot_mistakes = self.result.corruptions - before
         return entries, nbytes
 
     async def _count_l1_tables(self, snapshots: list[SnapshotEntry]) -> None:

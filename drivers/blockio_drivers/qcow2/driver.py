@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from blockio.aio.context import AioContext
     from blockio.driver.child import Child
     from blockio.driver.snapshots import SnapshotInfo
+    from blockio_drivers.qcow2.snapshot_table import SnapshotEntry
 
 __all__ = ["Qcow2Driver"]
 
@@ -566,10 +567,23 @@ class Qcow2Driver(FormatDriver):
             return await check_image(self.file, image.header, trust=trust, report=report, progress=progress)
         from blockio_drivers.qcow2.repair import repair_image  # noqa: PLC0415
 
+        tables: list[tuple[list[SnapshotEntry], int]] = []
         try:
-            result, _ = await repair_image(self.file, image.header, fix, trust=trust, report=report, progress=progress)
+            result, _ = await repair_image(
+                self.file,
+                image.header,
+                fix,
+                trust=trust,
+                report=report,
+                progress=progress,
+                mend_snapshots=lambda *table: tables.append(table),
+            )
         finally:
             await finish(self._reload())
+        if tables:
+            await self._protect()
+            await self._signalling(self._snapshots.rewrite(*tables[0]))
+            await self._signalling(self._settle_tables())
         return result
 
     # -- persistent bitmaps

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import struct
 from array import array
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from msgspec.structs import replace
 
@@ -31,9 +31,14 @@ from blockio_drivers.qcow2.tables import (
 )
 
 if TYPE_CHECKING:
-    from blockio.driver.child import Child
+    from collections.abc import Callable
 
-__all__ = ["repair_image"]
+    from blockio.driver.child import Child
+    from blockio_drivers.qcow2.snapshot_table import SnapshotEntry
+
+__all__ = ["MendSnapshots", "repair_image"]
+
+MendSnapshots: TypeAlias = "Callable[[list[SnapshotEntry], int], object]"
 
 _REFCOUNT_TABLE_FIELDS: Final = 48
 _NEED_REBUILD: Final = "ERROR need to rebuild refcount structures"
@@ -47,18 +52,22 @@ async def repair_image(
     trust: Limits,
     report: Report,
     progress: Progress | None = None,
+    mend_snapshots: MendSnapshots | None = None,
 ) -> tuple[CheckResult, Header]:
     """Check the image in *file* and mend what *fix* allows; the answer is what was found and the header as it is now.
 
     LEAKS only lowers refcounts that are too high (and mends COPIED flags where nothing else is wrong); ALL also raises
     refcounts, rebuilds the refcount structure and mends flags and crooked zero clusters. The dirty and corrupt bits are
-    cleared when no corruption is left. ``result.corruptions`` and ``leaks`` are what remains.
+    cleared when no corruption is left. A snapshot table that must be written anew is handed to *mend_snapshots* in the
+    end, with the size it has. ``result.corruptions`` and ``leaks`` are what remains.
 
     Nobody else may use the image meanwhile, and whoever caches its metadata must read it anew afterwards, also after an
     error or a cancellation: some of it may be mended then, none of it is worse. Raises BlockError EIO where LEAKS
     meets a broken refcount structure, and any I/O error.
     """
-    return await _Repair(file, header, fix, trust, report, progress).run()
+    repair = _Repair(file, header, fix, trust, report, progress)
+    repair.mend_snapshots = mend_snapshots
+    return await repair.run()
 
 
 class _Repair:
@@ -75,6 +84,9 @@ class _Repair:
         self.progress = progress
         self.all = fix is CheckFix.ALL
         self.result = CheckResult()
+        self.snapshots: tuple[list[SnapshotEntry], int] | None = None
+        self.snapshot_mistakes = 0
+        self.mend_snapshots: MendSnapshots | None = None
         self._blocks_of: Checker | None = None
         self._blocks: frozenset[int] = frozenset()
 
@@ -89,6 +101,10 @@ class _Repair:
             checker.fix_misaligned_zero = lambda *where: crooked.append(where)
         await checker.count()
         self.result = checker.result
+        if self.all:
+            self.snapshots = checker.snapshots
+            self.snapshot_mistakes = checker.snapshot_mistakes
+            self._mended(checker.snapshot_mistakes)  # by whoever can write the table anew, see ``mend_snapshots``
         await self._straighten(checker, crooked)
         if self.all:
             await self._clear_bitmaps(checker, bitmaps)
@@ -108,10 +124,14 @@ class _Repair:
         await self.file.co_flush()
         if not self.result.check_errors and not self.result.corruptions and self.fix is not CheckFix.NONE:
             await self._mark_sound()
+        if self.snapshots is not None and self.snapshot_mistakes and self.mend_snapshots is not None:
+            self.mend_snapshots(*self.snapshots)
         return self.result, self.header
 
     def _checker(self) -> Checker:
-        return Checker(self.file, self.header, trust=self.trust, report=self.report, progress=self.progress)
+        checker = Checker(self.file, self.header, trust=self.trust, report=self.report, progress=self.progress)
+        checker.snapshots = self.snapshots
+        return checker
 
     async def _write(self, offset: int, data: bytes) -> None:
         await self.file.co_pwritev(offset, IoVector.of(data))
@@ -264,6 +284,7 @@ class _Repair:
         counting = Checker(
             self.file, self.header, trust=self.trust, report=lambda _message: None, with_refcount_structure=False
         )
+        counting.snapshots = self.snapshots
         await counting.count()
         table_cluster, table_clusters = await self._write_structure(counting, broken)
         await self.file.co_flush()

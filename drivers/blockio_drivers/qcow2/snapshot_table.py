@@ -83,15 +83,20 @@ async def parse_snapshots(
     trust: Limits,
     *,
     disk_size: int = 0,
-    mend: Callable[[str], object] | None = None,
+    mend: Callable[[str, int], object] | None = None,
 ) -> tuple[list[SnapshotEntry], int]:
     """The *count* entries of the snapshot table at *offset*, and the table's size.
 
     *disk_size* is what entries without one get. With *mend*, as a repair reads, too much extra data is cut and too many
-    entries are left out; *mend* is told of each such thing. Else CorruptImage or LimitExceeded with QEMU's words.
+    entries are left out; *mend* is told of each such thing, and how many mistakes it is. Else CorruptImage or
+    LimitExceeded with QEMU's words; ``hint`` says how to get rid of them.
     """
-    if count > trust.max_snapshots and mend is None:
-        raise LimitExceeded("snapshot table too large")
+    if count > trust.max_snapshots:
+        more = count - trust.max_snapshots
+        if mend is None:
+            raise LimitExceeded("snapshot table too large", hint=_force(f"all {more} overhanging snapshots"))
+        mend(f"Discarding {more} overhanging snapshots", more)
+        count = trust.max_snapshots
     if offset % cluster_size or offset > _INT64_MAX:
         raise CorruptImage("snapshot table offset invalid", errno.EINVAL)
     entries: list[SnapshotEntry] = []
@@ -105,15 +110,18 @@ async def parse_snapshots(
         kept = min(extra_size, MAX_EXTRA)
         if extra_size > MAX_EXTRA:
             if mend is None:
-                raise CorruptImage(f"Too much extra metadata in snapshot table entry {index}", errno.EINVAL)
-            mend(f"Repairing too much extra metadata in snapshot table entry {index}")
+                message = f"Too much extra metadata in snapshot table entry {index}"
+                raise LimitExceeded(message, hint=_force("this extra metadata"))
+            found = f"too much extra metadata in snapshot table entry {index} ({extra_size} > {MAX_EXTRA})"
+            mend(f"Discarding {found}", 1)
         at += _FIXED.size
         extra = bytes(await read(at, kept))
         at += extra_size
         if at + id_size + name_size - offset > MAX_TABLE_BYTES:
             if mend is None:
-                raise LimitExceeded("snapshot table too large")
-            mend(f"Discarding {count - index} overhanging snapshots (snapshot table is too big)")
+                left = f"all {count - index} overhanging snapshots"
+                raise LimitExceeded("snapshot table too large", hint=_force(left))
+            mend(f"Discarding {count - index} overhanging snapshots (snapshot table is too big)", count - index)
             end = start
             break
         names = bytes(await read(at, id_size + name_size))
@@ -138,12 +146,11 @@ async def parse_snapshots(
         )
         end = at
         at = -(-at // 8) * 8
-    if mend is not None and len(entries) > trust.max_snapshots:
-        mend(
-            f"Discarding {len(entries) - trust.max_snapshots} overhanging snapshots (only 65536 snapshots are allowed)"
-        )
-        del entries[trust.max_snapshots :]
     return entries, end - offset
+
+
+def _force(what: str) -> str:
+    return f"You can force-remove {what} with qemu-img check -r all"
 
 
 def _text(raw: bytes) -> str:

@@ -206,6 +206,12 @@ class Snapshots:
         encode_snapshots([renamed])
         await self._revise(lambda _: None, [renamed if other is entry else other for other in self.entries])
 
+    async def rewrite(self, entries: list[SnapshotEntry], table_bytes: int) -> None:
+        """Write *entries* in place of a table of *table_bytes* that a repair has found wanting."""
+        self.entries, self._table_bytes = entries, table_bytes
+        await self.protect()
+        await self._revise(lambda _: None, list(entries))
+
     async def _revise(self, change: Callable[[Revision], None], snapshots: list[SnapshotEntry] | None) -> None:
         # reason: most processes change no snapshots
         from blockio_drivers.qcow2.revision import Revision  # noqa: PLC0415
