@@ -57,6 +57,8 @@ snapshot -c x v3.qcow2 ; snapshot -l v3.qcow2
 snapshot -c x packed.qcow2 ; snapshot -a x packed.qcow2 ; snapshot -d x packed.qcow2 ; check packed.qcow2
 snapshot -c x meta.qcow2 ; check meta.qcow2 ; snapshot -d x meta.qcow2 ; check meta.qcow2
 snapshot -c x small.qcow2 ; check small.qcow2
+snapshot -c x ov.qcow2 ; commit ov.qcow2 ; check ov.qcow2 ; snapshot -a x ov.qcow2 ; check ov.qcow2
+resize kept.qcow2 8M ; snapshot -c l kept.qcow2 ; resize --shrink kept.qcow2 1M ; snapshot -a l kept.qcow2
 snapshot -c x zero.qcow2 ; snapshot -a x zero.qcow2 ; check zero.qcow2
 snapshot -c '' kept.qcow2 ; snapshot -l kept.qcow2 ; snapshot -d '' kept.qcow2 ; snapshot -l kept.qcow2
 snapshot -c 'a b,c' kept.qcow2 ; snapshot -l kept.qcow2 ; snapshot -d 'a b,c' kept.qcow2
