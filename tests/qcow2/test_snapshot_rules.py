@@ -113,6 +113,12 @@ async def test_too_many_and_wrong_snapshots() -> None:
         with pytest.raises(BlockError, match="Device is not readonly"):
             await disk.driver.co_snapshot_load("1", None)
         await disk.driver.co_snapshot_create(SnapshotInfo(name="x"))
+        known = disk.driver._snapshots
+        entries, known.entries = known.entries, known.entries * 65536
+        with pytest.raises(BlockError) as too_many:
+            await disk.driver.co_snapshot_create(SnapshotInfo(name="one more"))
+        assert too_many.value.errno == 27
+        known.entries = entries
     (table,) = struct.unpack_from(">Q", child.data, 64)
     put(child, table, 0x12345)
     before = bytes(child.data)

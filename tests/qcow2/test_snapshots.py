@@ -154,6 +154,7 @@ def test_every_fault_does_all_or_nothing() -> None:
 
     report = asyncio.run(explore())
     assert report.ok, report
+    assert report.faults > 50
 
 
 def test_every_cancellation_does_all_or_nothing() -> None:
