@@ -1,4 +1,4 @@
-"""``python -m benchmarks [--quick] [reads] [layers] [convert] [start-up]``: run, and print the table of ratios."""
+"""``python -m benchmarks [--quick] [SUITE …]``: run the suites named, or all, and print the table of ratios."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Final
 
 from benchmarks.layers import layers
 from benchmarks.programs import have, versions
-from benchmarks.suite import Scale, convert, reads, start_up
+from benchmarks.suite import Scale, compressed, convert, reads, start_up
 from benchmarks.table import render
 from benchmarks.workload import Workload, rows, run_rounds
 
@@ -20,6 +20,7 @@ SUITES: Final[dict[str, Callable[[Path, Scale], Iterator[Workload]]]] = {
     "reads": reads,
     "layers": layers,
     "convert": convert,
+    "compressed": compressed,
     "start-up": start_up,
 }
 
@@ -43,7 +44,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="blockio-bench.", dir=folder) as where:
         try:
             for name in arguments.suite or SUITES:
-                rounds = {"convert": scale.convert_rounds, "start-up": scale.start_rounds}.get(name, scale.rounds)
+                rounds = {"convert": scale.convert_rounds, "compressed": 3, "start-up": scale.start_rounds}.get(
+                    name, scale.rounds
+                )
                 for workload in SUITES[name](Path(where), scale):
                     done.append(workload)
                     run_rounds(workload, rounds, tell)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import struct
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from benchmarks.programs import BLOCKIO, bench_seconds, have, measured, warm
 from benchmarks.readers import BLOCK, STEP
 from benchmarks.workload import Contender, Workload
 
-__all__ = ["Scale", "convert", "reads", "start_up"]
+__all__ = ["Scale", "compressed", "convert", "reads", "start_up"]
 
 MIB: Final = 1 << 20
 RSS_LIMIT: Final = 128 * MIB
@@ -49,6 +50,72 @@ def make_disk(path: Path, size: int, share: float) -> None:
                 disk.seek(offset)
                 # Never twice the same: no layer may find that it has seen this before.
                 disk.write(offset.to_bytes(8, "big") + block[8:])
+
+
+def make_mixed_disk(path: Path, size: int, share: float) -> None:
+    """A raw disk with about *share* of it data: logs, tables of records, and what is packed already."""
+    dice = random.Random(size)
+    words = [bytes(dice.choices(b"etaoinshrdlu", k=dice.randint(2, 9))) for _ in range(4000)]
+    lines = (b" ".join(dice.choices(words, k=7)) for _ in range(20_000))
+    log = b"".join(b"%08x %s\n" % (dice.getrandbits(32), line) for line in lines)
+    records = b"".join(
+        struct.pack("<IIHHq16s", n, dice.getrandbits(20), dice.randrange(50), 0, -n, dice.choice(words))
+        for n in range(30_000)
+    )
+    kinds = [(log, 5), (records, 4), (dice.randbytes(MIB), 3)]
+    with path.open("wb") as disk:
+        disk.truncate(size)
+        for offset in range(0, size, MIB):
+            if dice.random() < share:
+                source = dice.choices([kind for kind, _ in kinds], [weight for _, weight in kinds])[0]
+                start = dice.randrange(len(source))
+                disk.seek(offset)
+                disk.write((source[start:] + source + source)[:MIB])
+
+
+def compressed(folder: Path, scale: Scale) -> Iterator[Workload]:
+    """A whole image to compressed qcow2 and back, zlib and zstd, as processes; and how large it gets."""
+    raw, target = folder / "mixed.raw", folder / "target"
+    make_mixed_disk(raw, scale.convert_disk, 0.65)
+    os.sync()
+    sizes: dict[str, int] = {}
+
+    def run(name: str, program: list[str], source: Path, words: list[str]) -> Callable[[], float]:
+        def once() -> float:
+            target.unlink(missing_ok=True)
+            os.sync()
+            warm(source)
+            seconds = measured([*program, "convert", *words, str(source), str(target)]).seconds
+            sizes[name] = target.stat().st_size
+            return scale.convert_disk / MIB / seconds
+
+        return once
+
+    for kind, factor in (("zlib", 8.0), ("zstd", 1.0)):
+        there = ["-c", "-f", "raw", "-O", "qcow2", "-o", f"compression_type={kind}"]
+        back = ["-f", "qcow2", "-O", "raw"]
+        packed = folder / f"mixed.{kind}"
+        for title, words, source, wanted in (("to", there, raw, factor), ("from", back, packed, 1.0)):
+            if source is packed:
+                measured([BLOCKIO, "img", "convert", *there, str(raw), str(packed)])
+            sizes.clear()
+            rivals = []
+            if have("qemu-img"):
+                rivals.append(Contender("qemu-img convert", run("qemu-img", ["qemu-img"], source, words)))
+            workload = Workload(
+                f"convert {title} compressed qcow2, {kind}, {scale.convert_disk // MIB} MiB",
+                "MiB/s",
+                Contender("blockio", run("blockio", [BLOCKIO, "img"], source, words)),
+                rivals,
+                target=wanted if rivals else None,
+            )
+            yield workload
+            if source is raw and len(sizes) > 1:
+                more = (sizes["blockio"] / sizes["qemu-img"] - 1) * 100
+                workload.notes.append(f"size: blockio {sizes['blockio'] // MIB} MiB, {more:+.1f} % of qemu-img's")
+        packed.unlink()
+    target.unlink(missing_ok=True)
+    raw.unlink()
 
 
 def reads(folder: Path, scale: Scale) -> Iterator[Workload]:

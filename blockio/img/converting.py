@@ -22,7 +22,7 @@ from blockio.img.opening import Image, ImageLike, image_of, opened, sectors_up
 from blockio.img.progress import Meter
 from blockio.img.results import ConvertResult, Observer
 from blockio.img.snapshots import load_snapshot
-from blockio.types import OpenFlags
+from blockio.types import Capability, OpenFlags
 
 if TYPE_CHECKING:
     from blockio.backend import BlockBackend
@@ -34,6 +34,7 @@ __all__ = ["MAX_SPARSE", "MAX_WORKERS", "Place", "convert"]
 
 MAX_WORKERS: Final = 16
 MAX_SPARSE: Final = 16 << 20
+_NO_COMPRESSION: Final = "Compression not supported for this file format"
 
 
 async def convert(
@@ -51,6 +52,7 @@ async def convert(
     in_order: bool = True,
     copy_offload: bool = False,
     compress: bool = False,
+    compression_level: int | None = None,
     salvage: bool = False,
     bitmaps: bool = False,
     skip_broken_bitmaps: bool = False,
@@ -66,14 +68,16 @@ async def convert(
     *create* False: *target* exists, is at least as long, and is written in place (*target_is_zero*: it reads as
     zeroes). With *backing_file* the new image only gets what the source's top image holds itself. *sparse*: runs of
     that many zeroes take no space if possible; 0 writes everything. *workers* requests are under way at once;
-    *in_order* False lets their writes begin in any order. *copy_offload* asks the storage to copy. *salvage*: what
-    cannot be read becomes zeroes. *bitmaps* are copied as well; inconsistent ones are refused, or left out where
-    *skip_broken_bitmaps* says so. *snapshot* is the id or the name of the one to copy, or
-    ``snapshot.id=…,snapshot.name=…``. *limit* slows it down, and may be changed meanwhile. The target is cached
-    ``unsafe`` unless it is an ``Image`` that says otherwise: flush it yourself where a power failure matters.
+    *in_order* False lets their writes begin in any order. *copy_offload* asks the storage to copy. *compress*:
+    clusters are written compressed, as hard as *compression_level* says (the target's option ``compression-level``;
+    by default fast). *salvage*: what cannot be read becomes zeroes. *bitmaps* are copied as well; inconsistent ones
+    are refused, or left out where *skip_broken_bitmaps* says so. *snapshot* is the id or the name of the one to
+    copy, or ``snapshot.id=…,snapshot.name=…``. *limit* slows it down, and may be changed meanwhile. The target is
+    cached ``unsafe`` unless it is an ``Image`` that says otherwise: flush it yourself where a power failure
+    matters.
 
     Raises BlockError; ``error while reading at byte N: …`` or ``writing`` for I/O on the way; UnsupportedFeature for
-    *compress*, and *bitmaps* where one side has no room for them. A failed or cancelled conversion leaves no
+    *compress* and *bitmaps* where one side knows none. A failed or cancelled conversion leaves no
     half-written file behind.
     """
     inputs = [image_of(source) for source in ([sources] if isinstance(sources, (str, Image)) else sources)]
@@ -109,8 +113,8 @@ async def convert(
             )
         if plan is not None and backing_file is not None and plan.get("backing_fmt") is None:
             raise OptionError("Use of backing file requires explicit backing format")
-        if compress:
-            raise UnsupportedFeature("Compression not supported for this file format")
+        if compress and plan is not None:
+            _refuse_compression(plan)
         if bitmaps:
             from blockio.img.bitmapping import refuse_broken_bitmaps  # noqa: PLC0415  # few conversions copy them
 
@@ -121,13 +125,17 @@ async def convert(
                 raise UnsupportedFeature(f"Format driver '{format}' does not support bitmaps")
         place = Place(output, plan, trust)
         await outer.enter_async_context(place)
-        blk = await stack.enter_async_context(
-            opened(place.image if plan is None else msgspec.structs.replace(place.image, format=format), _flags(sparse))
-        )
-        if plan is None and sectors_up(blk.getlength()) < start:
-            raise OutOfRange("output file is smaller than input file")
+        written = place.image if plan is None else msgspec.structs.replace(place.image, format=format)
+        if compress and compression_level is not None:
+            options_of_it = {**(written.options or {}), "compression-level": compression_level}
+            written = msgspec.structs.replace(written, options=options_of_it)
+        blk = await stack.enter_async_context(opened(written, _flags(sparse)))
         node = blk.bs
         assert node is not None
+        if compress and (node.driver is None or node.driver.capabilities.write_compressed is Capability.NONE):
+            raise UnsupportedFeature(_NO_COMPRESSION)
+        if plan is None and sectors_up(blk.getlength()) < start:
+            raise OutOfRange("output file is smaller than input file")
         if bitmaps and not node.supports_persistent_dirty_bitmap:
             raise UnsupportedFeature(f"Format driver '{node.driver_class.name}' does not support bitmaps")
         meter = Meter(observer, start)
@@ -143,10 +151,13 @@ async def convert(
             backing_length=None if backing_file is None else _backing_length(blk),
             copy_offload=copy_offload,
             salvage=salvage,
+            compress=compress,
             limit=limit,
             on_warning=on_warning,
         )
         await copier.run()
+        if compress:
+            await blk.co_pwrite_compressed(0, b"")
         if bitmaps:
             from blockio.img.bitmapping import copy_bitmaps  # noqa: PLC0415  # as above
 
@@ -174,6 +185,16 @@ def _plan(
     if backing_format is not None:
         plan.set("backing_fmt", backing_format, f"Backing file format not supported for file format '{format}'")
     return plan
+
+
+def _refuse_compression(plan: CreatePlan) -> None:
+    """UnsupportedFeature where the new image can hold no compressed clusters."""
+    if plan.driver.capabilities.write_compressed is Capability.NONE:
+        raise UnsupportedFeature(_NO_COMPRESSION)
+    if plan.get("encrypt.format") is not None or plan.get("encryption") not in {None, False, "off"}:
+        raise UnsupportedFeature("Compression and encryption not supported at the same time")
+    if plan.get("preallocation") not in {None, "off"}:
+        raise UnsupportedFeature("Compression and preallocation not supported at the same time")
 
 
 def _flags(sparse: int) -> OpenFlags:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -83,7 +83,7 @@ class Copier:
     ``sparse`` is the length of a run of zeroes that is worth leaving out, 0 to write everything; ``zero_init``: the
     target reads as zeroes already; ``backing_length``: the target has a backing file that long (-1: of unknown length),
     so only what the source's top image holds itself is copied, and what it leaves to its own backing file is left out;
-    None: it has none.
+    None: it has none. ``compress``: what is written is compressed, in whole clusters of ``cluster_size``.
 
     Invariant: workers write disjoint ranges; ``_next_write`` is the number of the piece whose write may begin.
     """
@@ -102,6 +102,7 @@ class Copier:
         backing_length: int | None = None,
         copy_offload: bool = False,
         salvage: bool = False,
+        compress: bool = False,
         limit: RateLimit | None = None,
         on_warning: Callable[[str], object] | None = None,
     ) -> None:
@@ -113,7 +114,8 @@ class Copier:
         self._sparse = sparse
         self._chunk = max(CHUNK, cluster_size)
         # Below the size of a cluster leaving zeroes out saves nothing, unless one is all that a worker holds.
-        self._step = max(sparse, cluster_size if cluster_size <= CHUNK else 0)
+        self._step = cluster_size if compress else max(sparse, cluster_size if cluster_size <= CHUNK else 0)
+        self._cluster = cluster_size if compress else 0
         self._zero_init = zero_init
         self._backing_length = backing_length
         self._offload = copy_offload
@@ -144,7 +146,7 @@ class Copier:
     # -- what lies where
 
     async def _scout(self) -> None:
-        async for piece in self._pieces():
+        async for piece in self._whole_clusters() if self._cluster else self._pieces():
             await self._queue.put(piece)
         for _ in range(self._workers):
             await self._queue.put(None)
@@ -154,18 +156,39 @@ class Copier:
             at, end = source.start, source.start + source.size
             while at < end:
                 kind, nbytes = await self._ask(source, at, min(_LONGEST, end - at))
-                if kind is None:
-                    self._meter.forgo(nbytes)
-                elif kind is _Kind.ZERO and self._sparse:
-                    self._meter.forgo(nbytes)
-                    self.zeroed += nbytes
-                    if not self._zero_init:
-                        yield _Piece(kind, source, at, nbytes)
-                else:
-                    chunk = self._chunk
-                    for start in _chunks(at, nbytes, chunk):
-                        yield _Piece(kind, source, start, min(chunk - start % chunk, at + nbytes - start))
+                for piece in self._cut(kind, source, at, nbytes):
+                    yield piece
                 at += nbytes
+
+    async def _whole_clusters(self) -> AsyncIterator[_Piece]:
+        """As ``_pieces``, cut at clusters of the target; one that is not all of a kind, or of one source, is data."""
+        at, total = 0, self._sources[-1].start + self._sources[-1].size
+        cluster = self._cluster
+        for source in self._sources:
+            end = source.start + source.size
+            while at < end:
+                kind, nbytes = await self._ask(source, at, min(_LONGEST, end - at))
+                if at + nbytes < total:
+                    nbytes -= nbytes % cluster
+                if not nbytes:
+                    kind, nbytes = _Kind.COPY, min(cluster, total - at)
+                for piece in self._cut(kind, source, at, nbytes):
+                    yield piece
+                at += nbytes
+
+    def _cut(self, kind: _Kind | None, source: Source, at: int, nbytes: int) -> Iterator[_Piece]:
+        """The pieces that a stretch of one kind makes; what is left out is accounted for."""
+        if kind is None:
+            self._meter.forgo(nbytes)
+        elif kind is _Kind.ZERO and self._sparse:
+            self._meter.forgo(nbytes)
+            self.zeroed += nbytes
+            if not self._zero_init:
+                yield _Piece(kind, source, at, nbytes)
+        else:
+            chunk = self._chunk
+            for start in _chunks(at, nbytes, chunk):
+                yield _Piece(kind, source, start, min(chunk - start % chunk, at + nbytes - start))
 
     async def _ask(self, source: Source, at: int, nbytes: int) -> tuple[_Kind | None, int]:
         """What is to be done with the first bytes at *at* (None: nothing), and for how many that holds."""
@@ -214,7 +237,7 @@ class Copier:
                 if piece.kind is _Kind.ZERO:
                     view[:] = bytes(piece.nbytes)
                 else:
-                    await self._read(piece, view)
+                    await self._read_all(piece, view)
                 await self._turn(number)
                 await self._write(number, piece.offset, view)
             self.copied += piece.nbytes
@@ -236,6 +259,17 @@ class Copier:
             return False
         self._pass_on(number)
         return True
+
+    async def _read_all(self, piece: _Piece, view: memoryview) -> None:
+        """Read *piece*, which may reach into the sources that follow its own."""
+        at, end = piece.offset, piece.offset + piece.nbytes
+        for source in self._sources[self._sources.index(piece.source) :]:
+            stop = min(end, source.start + source.size)
+            part = view[at - piece.offset : stop - piece.offset]
+            await self._read(_Piece(piece.kind, source, at, stop - at), part)
+            at = stop
+            if at == end:
+                return
 
     async def _read(self, piece: _Piece, view: memoryview) -> None:
         source, offset = piece.source, piece.offset - piece.source.origin
@@ -276,7 +310,10 @@ class Copier:
                 self._pass_on(number)
             if data:
                 try:
-                    await self._target.co_pwritev(offset + start, view[start:stop])
+                    if self._cluster:
+                        await self._target.co_pwrite_compressed(offset + start, view[start:stop])
+                    else:
+                        await self._target.co_pwritev(offset + start, view[start:stop])
                 except BlockError as error:
                     raise _at(error, f"error while writing at byte {offset + start}") from error
             else:

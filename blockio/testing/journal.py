@@ -160,7 +160,7 @@ class Journal:
                 yield self._moment(at, event.tick - 1, durable, pending)
                 for change in pending:
                     if change.number in event.covers:
-                        apply_change(durable[change.disk], change)
+                        apply_change(durable[change.disk], change, durable=True)
                 settled = event.covers | event.failed
                 pending = [change for change in pending if change.number not in settled]
         yield self._moment(len(self.events), self.tick(), durable, pending)
@@ -174,12 +174,15 @@ DISCARDED = b"\xdd"
 """What the bytes of a discarded range become, unless they become zeroes: nobody may rely on them."""
 
 
-def apply_change(data: bytearray, change: Change) -> None:
-    """Carry out the whole of *change*."""
+def apply_change(data: bytearray, change: Change, *, durable: bool = False) -> None:
+    """Carry out the whole of *change*.
+
+    A *durable* write is there to its last byte, although the file was longer only by a write that has not ended yet.
+    """
     if change.kind is ChangeKind.TRUNCATE:
         resize(data, change.offset)
     elif change.kind is ChangeKind.WRITE:
-        put(data, change.offset, change.payload, grows=change.grows)
+        put(data, change.offset, change.payload, grows=change.grows or durable)
     else:
         filler = DISCARDED if change.kind is ChangeKind.DISCARD else b"\0"
         put(data, change.offset, filler * change.nbytes, grows=change.grows and change.kind is ChangeKind.ZERO)

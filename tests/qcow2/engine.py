@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 import subprocess
 import tempfile
@@ -14,17 +15,19 @@ from typing import Any, Final
 from blockio.buffers import IoVector
 from blockio.driver.base import CheckFix, CheckResult
 from blockio.driver.child import Child
+from blockio.errors import BlockError
 from blockio.io import mapped
 from blockio.testing.memory import MemoryChild, MemoryHost, MemoryOpener
 from blockio.testing.rig import Disks
 from blockio.testing.wrapping import Wrap
-from blockio.types import OpenFlags, PreallocMode
+from blockio.types import ExtentKind, OpenFlags, PreallocMode
 from blockio_drivers.qcow2.create import create_image
 from blockio_drivers.qcow2.driver import Qcow2Driver
 from blockio_drivers.qcow2.options import Qcow2CreateOptions, Qcow2Options
 
 __all__ = [
     "Disk",
+    "PackingDisk",
     "Qcow2Rig",
     "Target",
     "check_image",
@@ -136,11 +139,37 @@ async def open_disk(
     await disk.close()
 
 
+class PackingDisk(Disk):
+    """Writes whole clusters compressed where nothing is allocated yet, so that it may."""
+
+    async def write(self, offset: int, data: bytes | bytearray) -> None:
+        size = self.driver._image.geometry.cluster_size
+        if (offset | len(data)) % size or not await self._vacant(offset, len(data)):
+            await super().write(offset, data)
+            return
+        try:
+            await self.driver.co_pwritev_compressed(offset, IoVector.of(data))
+        except BlockError as error:
+            if error.errno != errno.EIO or await self._vacant(offset, len(data)):
+                raise
+            await super().write(offset, data)  # somebody else was there first
+
+    async def _vacant(self, offset: int, nbytes: int) -> bool:
+        end = offset + nbytes
+        while offset < end:
+            extent = await self.driver.co_map(offset, end - offset)
+            if extent.kind not in {ExtentKind.UNALLOCATED, ExtentKind.ZERO} or extent.host_offset >= 0:
+                return False
+            offset += extent.length
+        return True
+
+
 class Qcow2Rig:
     """A ``Rig`` of a qcow2 driver without a graph, over the disks ``file``, ``backing`` … (its children)."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, packing: bool = False, **options: Any) -> None:
         self.options = options
+        self.packing = packing
 
     @asynccontextmanager
     async def open(self, disks: Disks, *, wrap: Wrap | None = None, read_only: bool = False) -> AsyncIterator[Disk]:
@@ -154,7 +183,7 @@ class Qcow2Rig:
         backing = children.get("backing")
         options = {} if read_only else self.options
         async with open_disk(files["file"], through=children["file"], flags=flags, backing=backing, **options) as disk:
-            yield disk
+            yield PackingDisk(disk.driver, disk.host, disk.file) if self.packing and not read_only else disk
 
 
 def check_image(data: bytes | bytearray, *, leaks: bool = False) -> None:

@@ -22,6 +22,7 @@ from tests.support.qemu import qemu_img
 __all__ = [
     "SCENARIOS",
     "SMALL",
+    "Packed",
     "Requests",
     "Resizes",
     "SideBySide",
@@ -174,6 +175,35 @@ def chain(disks: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
     return {"driver": "qcow2", "file": disks["file"], "backing": {"driver": "raw", "file": disks["backing"]}}
 
 
+class Packed(Requests):
+    """Most of what is written can be compressed, in clusters that are often let go of."""
+
+    async def __call__(self, rnd: random.Random, guest: Guest) -> None:
+        cluster = self.cluster
+        for _ in range(self.count):
+            if rnd.random() < 0.5:
+                await one_request(rnd, guest, cluster)
+                continue
+            count = rnd.randrange(1, 9)
+            offset = rnd.randrange(guest.length // cluster - count) * cluster
+            if rnd.random() < 0.7:
+                await guest.discard(offset, count * cluster)
+            await guest.write(offset, b"".join(_compressible(rnd, cluster) for _ in range(count)))
+
+
+def _compressible(rnd: random.Random, nbytes: int) -> bytes:
+    part = rnd.randbytes(rnd.randrange(1, nbytes // 2))
+    return (part * (nbytes // len(part) + 1))[:nbytes]
+
+
+class PackedSideBySide(Packed):
+    """Four of them at once, also in each other's clusters."""
+
+    async def __call__(self, rnd: random.Random, guest: Guest) -> None:
+        work = Packed(self.cluster, self.count // 4)
+        await asyncio.gather(*(work(random.Random(rnd.getrandbits(32)), guest) for _ in range(4)))
+
+
 class SideBySide(Requests):
     """Four guests at once, also in each other's clusters."""
 
@@ -257,7 +287,7 @@ def by_name(scenarios: Iterable[Scenario]) -> dict[str, Scenario]:
     return found
 
 
-SMALL: Final = {"l2_cache_size": 1024}
+SMALL: Final[dict[str, Any]] = {"l2_cache_size": 1024}
 
 SCENARIOS: Final = by_name(
     (
@@ -326,6 +356,26 @@ SCENARIOS: Final = by_name(
             repairs=True,
         ),
         Scenario("resize of subclusters", 300, fresh(2, 16384, extended_l2=True), Resizes(512, PreallocMode.METADATA)),
+        Scenario("compressed", 500, fresh(60, 4096), Packed(4096), Qcow2Rig(packing=True, **SMALL)),
+        Scenario(
+            "compressed, 1 bit", 400, fresh(60, 2048, refcount_bits=1), Packed(2048), Qcow2Rig(packing=True), turns=2
+        ),
+        Scenario(
+            "compressed, 2 bits, side by side",
+            500,
+            fresh(60, 2048, refcount_bits=2, compression_type="zstd"),
+            PackedSideBySide(2048, 28),
+            Qcow2Rig(packing=True),
+            turns=2,
+        ),
+        Scenario(
+            "compressed, lazy",
+            300,
+            fresh(60, 2048, lazy_refcounts=True),
+            Packed(2048),
+            Qcow2Rig(packing=True),
+            repairs=True,
+        ),
         Scenario("growing refcount table", 150, full_refcount_table(), grow_refcount_table),
         Scenario("repair on opening", 600, crashed(100, 512, lazy_refcounts=True), only_open, repairs=True, run=80),
         Scenario("repair of leaks", 400, crashed(100, 512, refcount_bits=8), check_and_repair, run=80),

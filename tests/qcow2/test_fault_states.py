@@ -21,7 +21,7 @@ from blockio.testing.wrapping import Wrap
 from blockio.types import PreallocMode
 from tests.qcow2.crash import Scenario, show_qemu
 from tests.qcow2.engine import Disk, Qcow2Rig
-from tests.qcow2.scenarios import SMALL, Requests, Resizes, crashed, fresh, only_open, overlay
+from tests.qcow2.scenarios import SMALL, Packed, Requests, Resizes, crashed, fresh, only_open, overlay
 
 
 class KeepingRig(Qcow2Rig):
@@ -63,6 +63,7 @@ SCENARIOS = {
             KeepingRig(),
         ),
         scenario("resize", fresh(60, 512, refcount_bits=64), Resizes(512, PreallocMode.OFF, 2), KeepingRig()),
+        scenario("compressed", fresh(60, 2048), Packed(2048, 8), KeepingRig(packing=True)),
         scenario("preallocate", fresh(60, 512), Resizes(512, PreallocMode.METADATA, 1), KeepingRig()),
         scenario("repair", crashed(60, 512, lazy_refcounts=True), only_open, KeepingRig(), repairs=True),
     )

@@ -145,6 +145,7 @@ COMMANDS: Final[dict[str, Command]] = {
             Option("backing-format", ("-F",), "backing_fmt", "its format"),
             Option("offload", ("-C",), "", "let the storage copy"),
             Option("compress", ("-c",), "", "compress"),
+            Option("compression-level", ("--compression-level",), "level", "1 (fastest, the default) to 9 (smallest)"),
             Option("options", ("-o",), "options", "options of the new image; -o help lists them"),
             Option("snapshot", ("-l",), "snapshot_param", "convert an internal snapshot"),
             Option("sparse", ("-S",), "sparse_size", "leave out runs of zeroes this long (4k); 0 writes everything"),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["execute", "prepare"]
 
 _LEAST_STEP = 1.0
+_MAX_LEVEL = 9
 
 
 class _Plan(NamedTuple):
@@ -76,6 +77,8 @@ def prepare(args: list[str], output: Output) -> _Plan | int | None:
             given[key] = _sparse(output, value)
         elif key == "coroutines":
             given[key] = _coroutines(output, value)
+        elif key == "compression-level":
+            given[key] = _compression_level(output, value)
         elif key == "rate":
             given[key] = read_size(output, "rate limit", value)
         else:
@@ -128,6 +131,12 @@ def _coroutines(output: Output, text: str) -> int:
     if not 1 <= number <= MAX_WORKERS:
         fail(output, f"Invalid number of coroutines. Allowed number of coroutines is between 1 and {MAX_WORKERS}")
     return number
+
+
+def _compression_level(output: Output, text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= _MAX_LEVEL:
+        fail(output, f"Invalid compression level '{text}'. It must be between 1 and {_MAX_LEVEL}")
+    return int(text)
 
 
 def _refuse_contradictions(given: dict[str, Any], has_options: bool, output: Output) -> None:
@@ -187,6 +196,7 @@ async def _convert(plan: _Plan, output: Output, watch: Watcher) -> None:
         in_order="out-of-order" not in given,
         copy_offload="offload" in given,
         compress="compress" in given,
+        compression_level=given.get("compression-level"),
         salvage="salvage" in given,
         bitmaps="bitmaps" in given,
         skip_broken_bitmaps="skip-broken-bitmaps" in given,

@@ -11,6 +11,8 @@ Invariants:
   ``_dirty_entries`` are those not written; they may be written once the blocks are stable.
 * ``_lock`` is held by whoever changes refcounts across an await, ``_writing`` by whoever writes refcount structures;
   taken in this order. Nothing is looked up in the L2 cache under either.
+* ``packed_end`` is where the next compressed cluster may be put, behind the last one in a cluster whose refcount is not
+  0; 0: nowhere. It is forgotten before that cluster's last reference goes.
 * ``_touched`` is past every byte that was ever handed out: beyond it and the file's end there are only zeroes.
 """
 
@@ -76,6 +78,7 @@ class Allocator:
         self._hint = 0
         self._unused: deque[Freed] = deque()
         self._touched = 0
+        self.packed_end = 0
         self._lock = asyncio.Lock()
         self._writing = asyncio.Lock()
 
@@ -93,6 +96,7 @@ class Allocator:
         self._dirty_entries.clear()
         self._unused.clear()
         self._hint = 0
+        self.packed_end = 0
         nbytes = header.refcount_table_clusters << self._bits
         self.table = table_from_bytes(await self._image.read(header.refcount_table_offset, nbytes))
         self._find_blocks_end()
@@ -209,23 +213,51 @@ class Allocator:
         free is metadata, and any I/O error; then, and when cancelled, nothing was handed out.
         """
         async with self._lock:
-            await self._settle()
-            while True:
-                first, blocks = await self._plan(count)
-                needed = ((first + count + len(blocks) - 1) >> self._block_bits) + 1
-                if needed <= len(self.table):
-                    break
-                await self._grow_table(needed)
-            offset = first << self._bits
-            if first == 0:
-                raise Corruption(f"Preventing invalid allocation of {what} at offset 0")
-            end = (first + count + len(blocks)) << self._bits
-            self._image.guard.check(offset, end - offset)
-            file = self._image.file
-            fresh = offset >= max(self._touched, file.length) and file.has_zero_init()
-            self._touched = max(self._touched, end)
-            await self._take(first, count, blocks)
-            return Room(offset, fresh)
+            return await self.allocate_locked(count, what)
+
+    async def allocate_locked(self, count: int, what: str) -> Room:
+        """``allocate`` for who is in ``exclusive``."""
+        await self._settle()
+        while True:
+            first, blocks = await self._plan(count)
+            needed = ((first + count + len(blocks) - 1) >> self._block_bits) + 1
+            if needed <= len(self.table):
+                break
+            await self._grow_table(needed)
+        offset = first << self._bits
+        if first == 0:
+            raise Corruption(f"Preventing invalid allocation of {what} at offset 0")
+        end = (first + count + len(blocks)) << self._bits
+        self._image.guard.check(offset, end - offset)
+        file = self._image.file
+        fresh = offset >= max(self._touched, file.length) and file.has_zero_init()
+        self._touched = max(self._touched, end)
+        await self._take(first, count, blocks)
+        return Room(offset, fresh)
+
+    def exclusive(self) -> asyncio.Lock:
+        """Held, nobody else changes a refcount."""
+        return self._lock
+
+    async def share(self, host_offset: int) -> bool:
+        """One more reference to the cluster of ``packed_end``, for who is in ``exclusive``.
+
+        False where its refcount has no room, or its last reference goes meanwhile.
+        """
+        cluster = host_offset >> self._bits
+        found = await self.cache.get(cluster >> self._slice_bits)
+        index = cluster & ((1 << self._slice_bits) - 1)
+        value = self._codec.get(found.table, index)
+        if value == self._codec.maximum or self.packed_end != host_offset:
+            return False
+        self._codec.put(found.table, index, value + 1)
+        self._mark(found, index, index + 1)
+        return True
+
+    def stop_packing(self, cluster: int) -> None:
+        """Put no more compressed data into *cluster*: its last reference goes."""
+        if self.packed_end >> self._bits == cluster:
+            self.packed_end = 0
 
     async def _take(self, first: int, count: int, blocks: list[int]) -> None:
         """Raise the refcounts of *count* clusters and of the new *blocks* that follow them."""
@@ -398,6 +430,7 @@ class Allocator:
             for key in range(index << shift, (index + 1) << shift):
                 self.cache.forget(key)
         self._hint = 0
+        self.packed_end = 0
         self.protect()
 
     # -- taking back
@@ -444,6 +477,7 @@ class Allocator:
                 self._codec.put(found.table, at, value - 1)
                 changed += 1
                 if value == 1:
+                    self.stop_packing(first - index + at)
                     self._hint = min(self._hint, first - index + at)
             if changed:  # where nothing was counted there need not even be a block to write
                 self._mark(found, index, index + now)

@@ -1,9 +1,9 @@
-"""Turning the data of one compressed cluster into guest bytes.
+"""Turning the data of a compressed cluster into guest bytes, and guest bytes into such data.
 
 Stands on the *Compressed Clusters Descriptor* section of QEMU's ``docs/interop/qcow2.txt``: the descriptor says
 where the data ends only to a sector, and "decompression stops when it has produced a cluster of data". What
-follows is somebody else's. Both functions below release the interpreter lock while they work, so that callers
-may run them in a worker thread; neither produces more than one cluster whatever the data says.
+follows is somebody else's. All functions below release the interpreter lock while they work, so that callers
+may run them in a worker thread; none produces more than one cluster whatever the data says.
 """
 
 from __future__ import annotations
@@ -14,13 +14,23 @@ from blockio.errors import CorruptImage
 from blockio_drivers.qcow2.header import CompressionType
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from zstandard import ZstdDecompressor
 
-__all__ = ["decompress_cluster", "inflate", "unzstd"]
+__all__ = ["LEVELS", "compress_clusters", "decompress_cluster", "inflate", "unzstd"]
 
 _RAW_DEFLATE: Final = -15
 """Raw deflate. Writers keep to a window of 4 KiB (-12); a reader with the largest window reads all of theirs, and
 those of programs that did not."""
+
+LEVELS: Final = range(1, 10)
+"""From the fastest compression to the smallest result."""
+
+_WINDOW_BITS: Final = 12
+"""QEMU's readers have a window of 4 KiB."""
+_ISAL_LEVELS: Final = 3
+"""Up to this level ISA-L compresses, ten times as fast as zlib, which takes over from there."""
 
 _DAMAGED: Final = "Compressed cluster is damaged"
 
@@ -28,6 +38,47 @@ _FRAME_SLICE: Final = 256
 
 _MAX_ZSTD_WINDOW: Final = 8 << 20
 """What RFC 8878 asks every decoder to take. No cluster is larger than 2 MiB, so no frame needs more."""
+
+
+def compress_clusters(
+    kind: CompressionType, clusters: Sequence[bytes | memoryview], cluster_size: int, level: int
+) -> list[bytes | None]:
+    """Each of *clusters* compressed at *level* (of ``LEVELS``); None for one that does not get smaller.
+
+    One that is shorter than *cluster_size*, the disk's last one, counts as filled up with zeroes.
+    """
+    squeeze = _deflater(level) if kind is CompressionType.ZLIB else _zstd_compressor(level)
+    packed: list[bytes | None] = []
+    for cluster in clusters:
+        data = squeeze(cluster if len(cluster) == cluster_size else bytes(cluster).ljust(cluster_size, b"\0"))
+        packed.append(data if len(data) < cluster_size else None)
+    return packed
+
+
+def _deflater(level: int) -> Callable[[bytes | memoryview], bytes]:
+    if level <= _ISAL_LEVELS:
+        # reason: most processes compress nothing
+        from isal import igzip_lib  # noqa: PLC0415
+
+        def fast(data: bytes | memoryview) -> bytes:
+            return igzip_lib.compress(data, level, igzip_lib.COMP_DEFLATE, igzip_lib.MEM_LEVEL_DEFAULT, _WINDOW_BITS)
+
+        return fast
+    # reason: as above
+    import zlib  # noqa: PLC0415
+
+    def thorough(data: bytes | memoryview) -> bytes:
+        packer = zlib.compressobj(level, zlib.DEFLATED, -_WINDOW_BITS)
+        return packer.compress(data) + packer.flush()
+
+    return thorough
+
+
+def _zstd_compressor(level: int) -> Callable[[bytes | memoryview], bytes]:
+    # reason: most processes compress nothing
+    import zstandard  # noqa: PLC0415
+
+    return zstandard.ZstdCompressor(level=level).compress
 
 
 def decompress_cluster(kind: CompressionType, data: bytes | bytearray | memoryview, cluster_size: int) -> bytes:

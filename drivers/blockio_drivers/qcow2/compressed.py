@@ -1,7 +1,7 @@
 """Reading compressed clusters: fetched, decompressed and kept for a while, because readers come in small steps.
 
-Invariant: what is kept is at most ``_KEPT`` bytes, or two clusters, and is never out of date: compressed data is
-written once, and a descriptor that was let go of is not given out again while the image is open.
+Invariant: what is kept is at most ``_KEPT`` bytes, or two clusters, and is never out of date: whoever gives a
+descriptor out anew forgets here what it stood for before.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 ``image`` is what the parts share; ``mapping`` knows where guest bytes are, ``allocator`` which host clusters are
 free, ``allocation`` makes room for writes, ``discard`` lets go of it, ``writeback`` brings it all to disk in an order
-that no crash can harm, ``resize`` changes the length, ``compressed`` reads compressed clusters; ``check``, ``repair``,
-``create`` and ``info`` are what their names say; ``bitmaps`` loads and stores the dirty bitmaps that the image keeps.
-This file opens, closes and delegates.
+that no crash can harm, ``resize`` changes the length, ``compressed`` reads compressed clusters,
+``compressing`` writes them; ``check``, ``repair``, ``create`` and ``info`` are what their names say; ``bitmaps`` loads
+and stores the dirty bitmaps that the image keeps. This file opens, closes and delegates.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ from blockio_drivers.qcow2.allocation import Writer
 from blockio_drivers.qcow2.allocator import Allocator
 from blockio_drivers.qcow2.bitmaps import PersistentBitmaps
 from blockio_drivers.qcow2.cache import CacheStatistics
+from blockio_drivers.qcow2.compress import LEVELS
 from blockio_drivers.qcow2.compressed import CompressedReader
+from blockio_drivers.qcow2.compressing import CompressedWriter
 from blockio_drivers.qcow2.discard import Discarder
 from blockio_drivers.qcow2.header import MAGIC, Autoclear, Header, header_area
 from blockio_drivers.qcow2.holes import data_may_be_hole
@@ -91,6 +93,7 @@ class Qcow2Driver(FormatDriver):
         write_zeroes=Capability.NATIVE,
         discard=Capability.NATIVE,
         fua=Capability.EMULATED,
+        write_compressed=Capability.NATIVE,
         resize=Capability.NATIVE,
         backing=True,
         zero_flags=RequestFlags.MAY_UNMAP | RequestFlags.NO_FALLBACK,
@@ -174,6 +177,8 @@ class Qcow2Driver(FormatDriver):
                 f"Unsupported value '{options.overlap_check}' for qcow2 option 'overlap-check'. Allowed are any of "
                 "the following: none, constant, cached, all"
             )
+        if options.compression_level not in LEVELS:
+            raise OptionError(f"Compression level must be between {LEVELS[0]} and {LEVELS[-1]}")
         sizes = CacheSizes.of(options, image.geometry, image.length, self.host.trust)
         image.guard = OverlapGuard(image, options.overlap_check)
         self._allocator = Allocator(image, sizes.refcount)
@@ -195,6 +200,15 @@ class Qcow2Driver(FormatDriver):
             pass_discard=options.pass_discard_request,
         )
         self._compressed = CompressedReader(image)
+        self._compressing = CompressedWriter(
+            image,
+            self._mapping,
+            self._allocator,
+            self._writer,
+            self._write_back,
+            self._compressed,
+            level=options.compression_level,
+        )
         self._bitmaps = PersistentBitmaps(image, self._allocator)
         self._resizer = Resizer(
             image,
@@ -383,7 +397,7 @@ class Qcow2Driver(FormatDriver):
         """Locks for the new loop."""
         self._arming = asyncio.Lock()
         self._revising = asyncio.Lock()
-        for part in (self._image, self._allocator, self._mapping, self._write_back, self._bitmaps):
+        for part in (self._image, self._allocator, self._mapping, self._write_back, self._compressing, self._bitmaps):
             part.change_loop()
 
     def limits(self) -> BlockLimits:
@@ -461,6 +475,11 @@ class Qcow2Driver(FormatDriver):
             raise
 
     # -- requests
+
+    async def co_pwritev_compressed(self, offset: int, iov: IoVector) -> None:
+        """Store clusters compressed; see ``compressing``."""
+        await self._ready()
+        await self._signalling(self._compressing.write(offset, iov))
 
     async def co_pwrite_zeroes(self, offset: int, nbytes: int, flags: RequestFlags | int) -> None:
         """Zero clusters; UnsupportedFeature where the format has no way to say it."""

@@ -43,6 +43,8 @@ class Qcow2Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rena
     """How much of an L2 table is read at once: a power of two from 512 to the cluster size."""
     refcount_cache_size: Size | None = None
     """Memory for refcount blocks."""
+    compression_level: int = 1
+    """How hard compressed writes try: 1 is the fastest, 9 gives the smallest result. Not kept in the image."""
 
 
 class Qcow2CreateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

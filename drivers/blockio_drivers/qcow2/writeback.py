@@ -140,6 +140,7 @@ class WriteBack:
             start = first
             for cluster in range(first, first + clusters + 1):
                 if cluster < first + clusters and await self._allocator.refcount(cluster << bits) == 1:
+                    self._allocator.stop_packing(cluster)
                     continue
                 if start < cluster:
                     # A hint: the file may not know discards, and what it frees is its own affair.
