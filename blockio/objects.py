@@ -21,7 +21,10 @@ __all__ = ["Schema", "UserObject", "create_object", "delete_object", "find_objec
 Schema: TypeAlias = "Mapping[str, type[int] | type[str] | type[bool] | Schema]"
 """The properties of a kind, by name: plain ones and groups of them."""
 
-_KINDS: Final = {"throttle-group": "blockio.throttle.user_object:ThrottleGroupObject"}
+_KINDS: Final = {
+    "secret": "blockio.driver.secret:Secret",
+    "throttle-group": "blockio.throttle.user_object:ThrottleGroupObject",
+}
 _ID: Final = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 _INT64: Final = range(-(2**63), 2**63)
 _EXPECTED: Final[dict[Any, str]] = {int: "integer", str: "string", bool: "boolean"}

@@ -201,6 +201,8 @@ class Limits(msgspec.Struct, frozen=True):
     max_bitmaps: int = 65535
     max_bitmap_memory: int = 256 << 20
     """What the bits of all bitmaps that an image stores may take in memory together, and the tables that say where."""
+    max_kdf_iterations: int = 100_000_000
+    """PBKDF2 rounds for trying one passphrase on all key slots: some half a minute to a minute."""
 
 
 class OpenFlags(msgspec.Struct, frozen=True):

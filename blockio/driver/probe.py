@@ -20,10 +20,17 @@ PROBE_BYTES: Final = 2048
 
 _CERTAIN: Final = 100
 
-_HINTS: Final = {b"QFI\xfb": "qcow2", b"QED\0": "qed", b"KDMV": "vmdk", b"vhdxfile": "vhdx", b"conectix": "vpc"}
+_HINTS: Final = {
+    b"QFI\xfb": "qcow2",
+    b"LUKS\xba\xbe": "luks",
+    b"QED\0": "qed",
+    b"KDMV": "vmdk",
+    b"vhdxfile": "vhdx",
+    b"conectix": "vpc",
+}
 """Which driver to ask first. Only a hint: it spares loading the others when that one is certain."""
 
-_ALWAYS_BEGIN_SO: Final = frozenset(("qcow2", "qed", "vhdx"))
+_ALWAYS_BEGIN_SO: Final = frozenset(("luks", "qcow2", "qed", "vhdx"))
 """Formats none of whose images is without its mark: without it their drivers need not be loaded to be asked."""
 
 

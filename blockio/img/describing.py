@@ -96,7 +96,7 @@ async def node_info(node: BlockNode) -> ImageInfo:
         actual_size=await allocated_size(node),
         cluster_size=details.cluster_size or None,
         dirty_flag=details.is_dirty,
-        encrypted="encrypt" in data,
+        encrypted="encrypt" in data or driver.name == "luks",
         snapshots=snapshots,
         backing_filename=backing,
         full_backing_filename=None if backing is None else full_backing_name(_name(node), backing),

@@ -67,9 +67,20 @@ _FILE: Final = (
     CreateOption("extent_size_hint", "size", "Extent size hint for the image file, 0 to disable"),
 )
 
+_LUKS: Final = (
+    _SIZE,
+    CreateOption("key-secret", "str", "ID of the secret that provides the keyslot passphrase"),
+    CreateOption("cipher-alg", "str", "Name of encryption cipher algorithm"),
+    CreateOption("cipher-mode", "str", "Name of encryption cipher mode"),
+    CreateOption("ivgen-alg", "str", "Name of IV generator algorithm"),
+    CreateOption("ivgen-hash-alg", "str", "Name of IV generator hash algorithm"),
+    CreateOption("hash-alg", "str", "Name of encryption hash algorithm"),
+    CreateOption("iter-time", "num", "Time to spend in PBKDF in milliseconds"),
+)
+
 _HOST_DEVICE: Final = (_SIZE, CreateOption("preallocation", "str", "Preallocation mode (allowed values: off)"))
 
-_TABLE: Final = {"qcow2": _QCOW2, "raw": (_SIZE,), "file": _FILE, "host_device": _HOST_DEVICE}
+_TABLE: Final = {"luks": _LUKS, "qcow2": _QCOW2, "raw": (_SIZE,), "file": _FILE, "host_device": _HOST_DEVICE}
 
 
 def known_options(cls: type[BlockDriver]) -> tuple[CreateOption, ...] | None:

@@ -1,0 +1,191 @@
+"""Encrypting and decrypting runs of 512-byte sectors, each with an IV made of its number.
+
+The ciphers are those of ``cryptography``; here is what makes them fast for disks. One cipher object for each
+sector costs ten times what the sector itself does, so whole runs go through AES at once:
+
+* XTS is ECB between two exclusive-ors with the *tweaks* (IEEE 1619). The tweaks of all sectors of a run are made side
+  by side: encrypting their IVs is one call, and doubling them in GF(2^128) is some operations on one long integer.
+* CBC decryption is ECB decryption and one exclusive-or with the ciphertext, shifted by a block.
+
+CBC encryption and CTR depend on their own output or have counters of their own: sector by sector.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
+
+from blockio.errors import UnsupportedFeature
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["SECTOR", "IvGenerator", "SectorCipher", "make_iv_generator"]
+
+SECTOR: Final = 512
+_BLOCK: Final = 16
+_BLOCKS: Final = SECTOR // _BLOCK
+_WORDS: Final = SECTOR // 8
+_RUN: Final = 256
+"""How many sectors go through at once: as much as the processor's cache holds along with what they need."""
+
+IvGenerator = Callable[[int, int], bytes]
+"""From the number of the first sector and how many there are: their IVs, 16 bytes each, one behind the other."""
+
+
+def make_iv_generator(name: str, key: bytes, iv_hash: str | None = None) -> IvGenerator:
+    """``plain`` (32 bits of the sector's number), ``plain64``, or ``essiv`` (that, encrypted with the key's hash).
+
+    UnsupportedFeature for another name, and for a hash that makes no AES key.
+    """
+    if name == "plain64":
+        return _plain64
+    if name == "plain":
+        return lambda first, count: b"".join(
+            [(sector & 0xFFFFFFFF).to_bytes(_BLOCK, "little") for sector in range(first, first + count)]
+        )
+    if name != "essiv":
+        raise UnsupportedFeature(f"IV generator '{name}' not supported")
+    digest = hashlib.new(iv_hash or "sha256", key).digest()
+    if len(digest) not in (16, 24, 32):
+        raise UnsupportedFeature(f"IV generator hash '{iv_hash}' not supported: no cipher has such keys")
+    encrypt = _ecb(digest).encryptor().update
+    return lambda first, count: encrypt(_plain64(first, count))
+
+
+def _plain64(first: int, count: int) -> bytes:
+    return b"".join([sector.to_bytes(_BLOCK, "little") for sector in range(first, first + count)])
+
+
+class SectorCipher:
+    """AES in one mode with one key. Used from any thread: nothing in it changes.
+
+    *mode* is ``xts`` (the key is two keys), ``cbc``, ``ctr`` or ``ecb``. UnsupportedFeature for another.
+    """
+
+    __slots__ = ("_decrypt_run", "_encrypt_run", "_key", "_make_ivs", "_tweak_key")
+
+    def __init__(self, mode: str, key: bytes, make_ivs: IvGenerator) -> None:
+        runs: dict[str, tuple[Callable[[bytes, int], bytes], Callable[[bytes, int], bytes]]] = {
+            "xts": (self._xts_encrypt, self._xts_decrypt),
+            "cbc": (self._cbc_encrypt, self._cbc_decrypt),
+            "ctr": (self._ctr, self._ctr),
+            "ecb": (self._ecb_encrypt, self._ecb_decrypt),
+        }
+        if mode not in runs:
+            raise UnsupportedFeature(f"Cipher mode '{mode}' not supported")
+        self._encrypt_run, self._decrypt_run = runs[mode]
+        self._make_ivs = make_ivs
+        half = len(key) // 2 if mode == "xts" else len(key)
+        self._key, self._tweak_key = key[:half], key[half:]
+
+    def __repr__(self) -> str:
+        return "<SectorCipher>"
+
+    def encrypt(self, data: Buffer, sector: int) -> bytearray:
+        """*data*, whole sectors of which the first has that number, encrypted."""
+        return _in_runs(self._encrypt_run, data, sector)
+
+    def decrypt(self, data: Buffer, sector: int) -> bytearray:
+        """*data*, whole sectors of which the first has that number, in the clear."""
+        return _in_runs(self._decrypt_run, data, sector)
+
+    # -- one run
+
+    def _xts_encrypt(self, data: bytes, sector: int) -> bytes:
+        return self._xts(data, sector, _ecb(self._key).encryptor())
+
+    def _xts_decrypt(self, data: bytes, sector: int) -> bytes:
+        return self._xts(data, sector, _ecb(self._key).decryptor())
+
+    def _xts(self, data: bytes, sector: int, aes: Any) -> bytes:
+        nbytes = len(data)
+        tweaks = self._tweaks(sector, nbytes // SECTOR)
+        masked = (int.from_bytes(data, "little") ^ tweaks).to_bytes(nbytes, "little")
+        return (int.from_bytes(aes.update(masked), "little") ^ tweaks).to_bytes(nbytes, "little")
+
+    def _tweaks(self, sector: int, count: int) -> int:
+        """The tweaks of all blocks of *count* sectors, as one number of as many bytes."""
+        first = _ecb(self._tweak_key).encryptor().update(self._make_ivs(sector, count))
+        tops = _top_bits(count)
+        columns = int.from_bytes(first, "little")  # one block for each sector, side by side
+        result = bytearray(count * SECTOR)
+        words = memoryview(result).cast("Q")
+        for block in range(_BLOCKS):
+            column = memoryview(columns.to_bytes(count * _BLOCK, "little")).cast("Q")
+            words[2 * block :: _WORDS] = column[::2]
+            words[2 * block + 1 :: _WORDS] = column[1::2]
+            # Times x: what is carried out of a block comes back into it as x^7 + x^2 + x + 1.
+            carried = columns & tops
+            columns = ((columns ^ carried) << 1) ^ ((carried >> 127) * 0x87)
+        return int.from_bytes(result, "little")
+
+    def _cbc_encrypt(self, data: bytes, sector: int) -> bytes:
+        _, _, modes = _cryptography()
+        return self._each(data, sector, lambda iv: _cipher(self._key, modes.CBC(iv)).encryptor())
+
+    def _cbc_decrypt(self, data: bytes, sector: int) -> bytes:
+        nbytes = len(data)
+        before = bytearray(b"\0" * _BLOCK + data[:-_BLOCK])
+        words = memoryview(before).cast("Q")
+        ivs = memoryview(self._make_ivs(sector, nbytes // SECTOR)).cast("Q")
+        words[::_WORDS] = ivs[::2]
+        words[1::_WORDS] = ivs[1::2]
+        plain = int.from_bytes(_ecb(self._key).decryptor().update(data), "little")
+        return (plain ^ int.from_bytes(before, "little")).to_bytes(nbytes, "little")
+
+    def _ctr(self, data: bytes, sector: int) -> bytes:
+        _, _, modes = _cryptography()
+        return self._each(data, sector, lambda iv: _cipher(self._key, modes.CTR(iv)).encryptor())
+
+    def _ecb_encrypt(self, data: bytes, sector: int) -> bytes:
+        result: bytes = _ecb(self._key).encryptor().update(data)
+        return result
+
+    def _ecb_decrypt(self, data: bytes, sector: int) -> bytes:
+        result: bytes = _ecb(self._key).decryptor().update(data)
+        return result
+
+    def _each(self, data: bytes, sector: int, begin: Callable[[bytes], Any]) -> bytes:
+        ivs = self._make_ivs(sector, len(data) // SECTOR)
+        return b"".join(
+            [
+                begin(ivs[at : at + _BLOCK]).update(data[at * _BLOCKS : at * _BLOCKS + SECTOR])
+                for at in range(0, len(ivs), _BLOCK)
+            ]
+        )
+
+
+def _in_runs(work: Callable[[bytes, int], bytes], data: Buffer, sector: int) -> bytearray:
+    source = memoryview(data)
+    if source.nbytes % SECTOR:
+        raise ValueError(f"{source.nbytes} bytes are no whole sectors")
+    result = bytearray(source.nbytes)
+    for at in range(0, source.nbytes, _RUN * SECTOR):
+        part = bytes(source[at : at + _RUN * SECTOR])
+        result[at : at + len(part)] = work(part, sector + at // SECTOR)
+    return result
+
+
+@lru_cache(maxsize=64)
+def _top_bits(count: int) -> int:
+    """The highest bit of each of *count* blocks."""
+    return int.from_bytes((bytes(_BLOCK - 1) + b"\x80") * count, "little")
+
+
+def _cryptography() -> tuple[Any, Any, Any]:
+    # reason: only encrypted images need it, and it takes long to load
+    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes  # noqa: PLC0415
+
+    return Cipher, algorithms, modes
+
+
+def _cipher(key: bytes, mode: Any) -> Any:
+    cipher, algorithms, _ = _cryptography()
+    return cipher(algorithms.AES(key), mode)
+
+
+def _ecb(key: bytes) -> Any:
+    return _cipher(key, _cryptography()[2].ECB())

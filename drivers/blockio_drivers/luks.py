@@ -1,0 +1,247 @@
+"""luks: a disk encrypted as LUKS version 1, as cryptsetup and QEMU have it.
+
+The file holds header, key material and payload, or, with ``header``, only the payload. Each sector of 512 bytes is
+encrypted with its number in the payload; requests are therefore whole sectors. Data is encrypted into memory of the
+driver's own: the caller's is not changed, and the file never sees plain text.
+
+Small requests are encrypted in place, because handing them to a thread costs more; larger ones in a worker thread,
+piece by piece, so that the loop goes on meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from blockio.buffers import IoVector
+from blockio.driver.base import (
+    Allocation,
+    Capabilities,
+    ChildOpener,
+    CreateTarget,
+    DriverHost,
+    FormatDriver,
+)
+from blockio.driver.options import Size
+from blockio.errors import BlockError, OptionError, UnsupportedFeature
+from blockio.types import (
+    BlockLimits,
+    BlockStatus,
+    Capability,
+    Extent,
+    PreallocMode,
+    RequestFlags,
+    Role,
+    StatusFlags,
+)
+
+if TYPE_CHECKING:
+    from blockio.aio.context import AioContext
+    from blockio.driver.child import Child
+    from blockio_drivers.crypto.header import CipherSpec, LuksHeader
+    from blockio_drivers.crypto.volume import LuksVolume
+
+__all__ = ["LuksCreateOptions", "LuksDriver", "LuksOptions"]
+
+_SECTOR: Final = 512
+_MAGIC: Final = b"LUKS\xba\xbe\x00\x01"
+_INLINE: Final = 16 << 10
+"""Up to this size a thread costs more than the cipher."""
+_PIECE: Final = 1 << 20
+"""How much of a request is encrypted and in memory at a time."""
+
+
+class LuksOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
+    """``key-secret``: the id of the secret that holds the passphrase. The child ``header`` may hold the header."""
+
+    key_secret: str | None = None
+
+
+class LuksCreateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
+    """What a new image shall be; ``size`` in bytes, ``iter_time`` in milliseconds."""
+
+    size: Size | None = None
+    key_secret: str | None = None
+    cipher_alg: str = "aes-256"
+    cipher_mode: str = "xts"
+    ivgen_alg: str | None = None
+    ivgen_hash_alg: str | None = None
+    hash_alg: str = "sha256"
+    iter_time: int = 2000
+    preallocation: PreallocMode = PreallocMode.OFF
+
+    def spec(self) -> CipherSpec:
+        """Cipher and hashes, with QEMU's defaults."""
+        # reason: only what makes or opens an encrypted image needs the ciphers' house
+        from blockio_drivers.crypto.header import CipherSpec  # noqa: PLC0415
+
+        ivgen = self.ivgen_alg or "plain64"
+        iv_hash = self.ivgen_hash_alg or ("sha256" if ivgen == "essiv" else None)
+        return CipherSpec(self.cipher_alg, self.cipher_mode, ivgen, iv_hash, self.hash_alg)
+
+
+class LuksDriver(FormatDriver):
+    """Invariant: ``_volume`` is None only on a node without I/O (``info``), which cannot be read or written."""
+
+    name = "luks"
+    Options = LuksOptions
+    strong_options = frozenset(("key-secret",))
+    CreateOptions = LuksCreateOptions
+    capabilities = Capabilities(resize=Capability.NATIVE)
+
+    _header: LuksHeader
+    _spec: CipherSpec
+
+    def __init__(self, host: DriverHost) -> None:
+        super().__init__(host)
+        self._volume: LuksVolume | None = None
+        self._payload = 0
+
+    @classmethod
+    def probe(cls, head: bytes, filename: str) -> int:
+        """Magic and version 1."""
+        return 100 if head[:8] == _MAGIC else 0
+
+    @classmethod
+    async def co_create(cls, target: CreateTarget, options: LuksCreateOptions) -> None:
+        from blockio_drivers.crypto.volume import format_volume, passphrase_of, payload_offset_for  # noqa: PLC0415
+
+        if options.size is None:
+            raise OptionError("Image creation needs a size parameter")
+        spec = options.spec()
+        passphrase_of(options.key_secret)
+        spec.validate()
+        assert options.key_secret is not None  # ``passphrase_of`` looked
+        start = payload_offset_for(spec)
+        if options.size > 2**63 - 1 - start:
+            raise BlockError("The requested file size is too large", errno.EFBIG)
+        # There is no metadata that grows with the disk.
+        metadata = options.preallocation is PreallocMode.METADATA
+        prealloc = PreallocMode.OFF if metadata else options.preallocation
+        await target.file.co_truncate(start + options.size, exact=False, prealloc=prealloc)
+        await format_volume(_InFile(target.file), spec, options.key_secret, options.iter_time)
+
+    # -- life
+
+    async def open(self, options: LuksOptions, opener: ChildOpener) -> None:
+        """Read the header and unlock it; raises what ``LuksVolume.open`` raises."""
+        from blockio_drivers.crypto.volume import LuksVolume, passphrase_of, read_header  # noqa: PLC0415
+
+        self.file = await opener.required("file", Role.IMAGE)
+        detached = await opener.child("header", Role.METADATA, optional=True)
+        place = _InFile(detached or self.file)
+        if self.host.flags.no_io:
+            self._header, self._spec = await read_header(place, detached=detached is not None)
+        else:
+            passphrase_of(options.key_secret)
+            assert options.key_secret is not None  # ``passphrase_of`` looked
+            volume = await LuksVolume.open(place, options.key_secret, self.host.trust, detached=detached is not None)
+            self._volume, self._header, self._spec = volume, volume.header, volume.spec
+        # With a detached header the payload has the file for itself, unless the header says where it begins.
+        self._payload = self._header.payload_offset
+        self.length = self._length_in(await self.file.co_getlength())
+
+    def _length_in(self, containing: int) -> int:
+        return max(0, containing - self._payload)
+
+    async def close(self) -> None:
+        """Forget the key."""
+        self._volume = None
+
+    def attach_context(self, context: AioContext) -> None:
+        """A lock for the new loop."""
+        if self._volume is not None:
+            self._volume.change_loop()
+
+    @property
+    def volume(self) -> LuksVolume:
+        """The unlocked volume: its passphrases are changed with ``amend``. UnsupportedFeature on a node without I/O."""
+        if self._volume is None:
+            raise UnsupportedFeature("The image was opened without its key")
+        return self._volume
+
+    # -- facts
+
+    def limits(self) -> BlockLimits:
+        """Whole sectors."""
+        return BlockLimits(request_alignment=_SECTOR)
+
+    async def co_getlength(self) -> int:
+        self.length = self._length_in(await self.file.co_getlength())
+        return self.length
+
+    def specific_info(self) -> dict[str, Any]:
+        from blockio_drivers.crypto.volume import slots_info  # noqa: PLC0415
+
+        header = self._header if self._volume is None else self._volume.header
+        return {"type": "luks", "data": slots_info(header, self._spec)}
+
+    async def co_map(self, offset: int, nbytes: int) -> Extent:
+        raise AssertionError("luks moves its bytes itself")
+
+    async def co_allocate(self, offset: int, nbytes: int) -> Allocation:
+        raise AssertionError("luks writes in place")
+
+    async def co_block_status(self, offset: int, nbytes: int, *, want_zero: bool) -> BlockStatus:
+        """All is data; where it lies is of no use to anybody without the key."""
+        return BlockStatus(StatusFlags.DATA | StatusFlags.ALLOCATED, nbytes)
+
+    # -- requests
+
+    async def co_preadv(self, offset: int, iov: IoVector, flags: RequestFlags | int) -> None:
+        cipher = self.volume.cipher
+        for at in range(0, iov.nbytes, _PIECE):
+            part = iov.slice(at, min(_PIECE, iov.nbytes - at))
+            memory = bytearray(part.nbytes)
+            await self.file.co_preadv(self._payload + offset + at, IoVector.of(memory))
+            part.copy_from(await _transformed(cipher.decrypt, memory, (offset + at) // _SECTOR))
+
+    async def co_pwritev(self, offset: int, iov: IoVector, flags: RequestFlags | int) -> None:
+        cipher = self.volume.cipher
+        for at in range(0, iov.nbytes, _PIECE):
+            part = iov.slice(at, min(_PIECE, iov.nbytes - at))
+            memory = await _transformed(cipher.encrypt, part.tobytes(), (offset + at) // _SECTOR)
+            await self.file.co_pwritev(self._payload + offset + at, IoVector.of(memory))
+        if offset + iov.nbytes > self.length:
+            self.length = offset + iov.nbytes
+            self.host.length_changed()
+
+    async def co_truncate(self, length: int, *, exact: bool, prealloc: PreallocMode, flags: RequestFlags | int) -> None:
+        if length > 2**63 - 1 - self._payload:
+            raise BlockError("The requested file size is too large", errno.EFBIG)
+        # What is new reads as noise, as with QEMU: zeroes would have to be written encrypted.
+        if flags & RequestFlags.ZERO_WRITE:
+            raise UnsupportedFeature("Block driver does not support requested flags")
+        await self.file.co_truncate(length + self._payload, exact=exact, prealloc=prealloc)
+        self.length = self._length_in(self.file.length)
+
+
+class _InFile:
+    """The ``Place`` of a header that stands at its file's start."""
+
+    def __init__(self, file: Child) -> None:
+        self._file = file
+
+    async def read(self, offset: int, nbytes: int) -> bytes:
+        """See ``Place``."""
+        data = bytearray(nbytes)
+        await self._file.co_preadv(offset, IoVector.of(data))
+        return bytes(data)
+
+    async def write(self, offset: int, data: bytes) -> None:
+        """See ``Place``."""
+        await self._file.co_pwritev(offset, IoVector.of(data))
+
+    async def flush(self) -> None:
+        """See ``Place``."""
+        await self._file.co_flush()
+
+
+async def _transformed(work: Callable[[Any, int], bytearray], data: bytes | bytearray, sector: int) -> bytearray:
+    if len(data) <= _INLINE:
+        return work(data, sector)
+    return await asyncio.get_running_loop().run_in_executor(None, work, data, sector)
