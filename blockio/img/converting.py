@@ -249,6 +249,10 @@ class Place:
             what = f"{self._output.name}: {self._failing.format(plan.driver.name)}: "
             raise self._by_final_name(error).prefixed(what) from error
         self._ours = self._final is not None
+        # What encrypts the new image opens it, too.
+        secrets = {name: value for name, value in plan.values.items() if name.endswith("key-secret")}
+        if secrets:
+            self.image = msgspec.structs.replace(self.image, options={**(self.image.options or {}), **secrets})
         return self
 
     def _choose_name(self, plan: CreatePlan) -> None:

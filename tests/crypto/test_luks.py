@@ -230,3 +230,18 @@ async def test_growing_keeps_what_was_there(tmp_path: Path) -> None:
         memory = bytearray(65536)
         await blk.co_preadv(0, memory)
         assert memory == b"x" * 65536
+
+
+@pytest.mark.peer("qemu-img")
+def test_conversion_into_an_encrypted_image_and_out_of_it(tmp_path: Path) -> None:
+    plain, encrypted, back = tmp_path / "plain", tmp_path / "encrypted", tmp_path / "back"
+    plain.write_bytes(pattern(3 * MIB))
+    words = ["--object", OBJECT.replace("id=s", "id=t")]
+    into = ["-f", "raw", "-O", "luks", "-o", "key-secret=t,iter-time=1", str(plain), str(encrypted)]
+    assert img_main(["convert", *words, *into]) == 0
+    qemu_img("convert", *opts(encrypted), "-O", "raw", str(back))
+    assert back.read_bytes() == plain.read_bytes()
+    back.unlink()
+    out_of = ["--image-opts", f"driver=luks,key-secret=t,file.filename={encrypted}", "-O", "raw", str(back)]
+    assert img_main(["convert", *words, *out_of]) == 0
+    assert back.read_bytes() == plain.read_bytes()
