@@ -4,7 +4,8 @@ The ladder, from the fastest step down:
 
 1. **inline**: ``preadv2(RWF_NOWAIT)`` in the caller's own turn of the loop. Serves what the page cache holds and never
    blocks; says no to everything else. ext4 knows it for buffered reads only, xfs and btrfs for writes too.
-2. **io_uring**: a ring per context (``blockio.aio.uring``).
+2. **io_uring**: a ring per context (``blockio.aio.uring``). ``start_preadv`` and ``start_pwritev`` hand it a transfer
+   in a plain call and answer with a ``Flight``.
 3. **threads**: workers (``blockio.aio.threads``).
 
 Users name the slow step with ``aio=threads|io_uring|native``. Unnamed, it is io_uring wherever the kernel lets us,
@@ -22,6 +23,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, TypeVar, TypeVarTuple
 
 from blockio.aio.context import AioContext
+from blockio.aio.flight import Start, no_flight
 from blockio.aio.threads import WorkerPool
 from blockio.aio.uring import Uring
 from blockio.errors import BlockError, OptionError
@@ -101,10 +103,18 @@ class FileEngine:
     """
 
     def __init__(
-        self, fd: int, context: AioContext, *, aio: AioMode | None = None, direct: bool = False, max_batch: int = 0
+        self,
+        fd: int,
+        context: AioContext,
+        *,
+        aio: AioMode | None = None,
+        direct: bool = False,
+        max_batch: int = 0,
+        alignment: int = 1,
     ) -> None:
         """Callers want ``choose_engine``. *max_batch* 0: a turn of the loop is a batch."""
         self.fd = fd
+        self._alignment = alignment
         self.context = context
         self.aio = aio
         self.direct = direct
@@ -115,6 +125,8 @@ class FileEngine:
         self._buffers: list[memoryview] = []
         self.try_preadv: Try = _never
         self.try_pwritev: Try = _never
+        self.start_preadv: Start = no_flight
+        self.start_pwritev: Start = no_flight
         self._stops: list[Callable[[], None]] = []
         self.attach(context)
 
@@ -138,6 +150,7 @@ class FileEngine:
         for stop in self._stops:
             stop()
         self.try_preadv = self.try_pwritev = _never
+        self.start_preadv = self.start_pwritev = no_flight
         slow, self._slow = self._slow, None
         if isinstance(slow, Uring):
             for memory in self._buffers:
@@ -171,6 +184,9 @@ class FileEngine:
             if isinstance(self._slow, Uring):
                 for memory in self._buffers:
                     self._slow.register_buf(memory)
+                ring, fd, alignment, batch = self._slow, self.fd, self._alignment, self.max_batch
+                self.start_preadv = ring.starter(fd, writes=False, alignment=alignment, batch=batch)
+                self.start_pwritev = ring.starter(fd, writes=True, alignment=alignment, batch=batch)
         return self._slow
 
     def _choose(self) -> _Slow:
@@ -339,15 +355,18 @@ def choose_engine(
     aio: AioMode | None = None,
     direct: bool = False,
     max_batch: int = 0,
+    alignment: int = 1,
 ) -> FileEngine:
-    """The engine for *fd* in *context* (the running loop's by default).
+    """The engine for *fd* in *context* (the running loop's by default); *alignment* is what *direct* asks of memory.
 
     *aio* forces the slow step as users name it: OptionError for ``native`` without *direct* (O_DIRECT), BlockError
     where io_uring is asked for and cannot be had. Unnamed, the step is probed when it is first needed.
     """
     if aio == "native" and not direct:
         raise OptionError("aio=native was specified, but it requires cache.direct=on, which was not specified.")
-    engine = FileEngine(fd, context or AioContext.current(), aio=aio, direct=direct, max_batch=max_batch)
+    engine = FileEngine(
+        fd, context or AioContext.current(), aio=aio, direct=direct, max_batch=max_batch, alignment=alignment
+    )
     if aio in {"native", "io_uring"}:
         try:
             engine._step()

@@ -21,13 +21,17 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
 from blockio.aio import syscalls
+from blockio.aio.flight import Flight
 from blockio.aio.registered import RegisteredBuffers, checked, sys_register
 from blockio.errors import BlockError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from typing_extensions import Buffer
 
     from blockio.aio.context import AioContext
+    from blockio.aio.flight import Start
 
 __all__ = ["ENTRIES", "Uring", "sys_enter", "sys_register", "sys_setup"]
 
@@ -89,11 +93,12 @@ def sys_enter(fd: int, to_submit: int) -> int:
     return checked(syscalls.libc().syscall(_NR_ENTER, fd, to_submit, 0, 0, None, 0))
 
 
-class _Op:
+class _Op(Flight):
     """One request. ``slot`` is its number in the ring, -1 until the kernel may see it."""
 
     __slots__ = (
         "address",
+        "batch",
         "buffer",
         "done",
         "fd",
@@ -103,14 +108,28 @@ class _Op:
         "opcode",
         "pins",
         "result",
+        "ring",
         "slot",
         "sqe",
         "waiter",
     )
 
     def __init__(
-        self, opcode: int, fd: int, offset: int, address: int, length: int, flags: int, pins: object, sqe: int = 0
+        self,
+        ring: Uring,
+        opcode: int,
+        fd: int,
+        offset: int,
+        address: int,
+        length: int,
+        flags: int,
+        pins: object,
+        sqe: int = 0,
+        batch: int = 0,
     ) -> None:
+        self.legs = []
+        self.ring = ring
+        self.batch = batch
         self.opcode = opcode
         self.fd = fd
         self.offset = offset
@@ -124,6 +143,9 @@ class _Op:
         self.done = False
         self.result = 0
         self.waiter: asyncio.Future[None] | None = None
+
+    async def transferred(self) -> int:
+        return await self.ring.ended(self)
 
 
 _refused: WeakKeyDictionary[AioContext, OSError] = WeakKeyDictionary()
@@ -253,12 +275,12 @@ class Uring:
             pin = self._from_buffer(view)
             sqe = _SQE_ASYNC if length >= ASYNC_TRANSFER else 0
             address = self._addressof(pin)
-            op = _Op(_OP_READ, fd, offset, address, min(length, MAX_TRANSFER), 0, pin, sqe)
+            op = _Op(self, _OP_READ, fd, offset, address, min(length, MAX_TRANSFER), 0, pin, sqe, batch)
             if self.buffers and (slot := self.buffers.find(address, length)) >= 0:
                 op.opcode, op.buffer = _OP_READ_FIXED, slot
         else:
-            op = self._vectored(_OP_READV, fd, offset, views, 0)
-        return await self._done(op, batch)
+            op = self._vectored(_OP_READV, fd, offset, views, 0, batch)
+        return await self._done(op)
 
     async def write(self, fd: int, offset: int, views: list[memoryview], rwf: int, batch: int = 0) -> int:
         """As ``pwritev`` with RWF flags *rwf*; *batch* as for ``read``."""
@@ -269,14 +291,14 @@ class Uring:
             else:
                 pin = self._from_buffer(view)
                 address = self._addressof(pin)
-            op = _Op(_OP_WRITE, fd, offset, address, min(view.nbytes, MAX_TRANSFER), rwf, pin)
+            op = _Op(self, _OP_WRITE, fd, offset, address, min(view.nbytes, MAX_TRANSFER), rwf, pin, 0, batch)
             if self.buffers and (slot := self.buffers.find(address, view.nbytes)) >= 0:
                 op.opcode, op.buffer = _OP_WRITE_FIXED, slot
         else:
-            op = self._vectored(_OP_WRITEV, fd, offset, views, rwf)
-        return await self._done(op, batch)
+            op = self._vectored(_OP_WRITEV, fd, offset, views, rwf, batch)
+        return await self._done(op)
 
-    def _vectored(self, opcode: int, fd: int, offset: int, views: list[memoryview], rwf: int) -> _Op:
+    def _vectored(self, opcode: int, fd: int, offset: int, views: list[memoryview], rwf: int, batch: int) -> _Op:
         vector = bytearray(_IOVEC.size * len(views))
         pins: list[object] = [vector]
         total = 0
@@ -293,36 +315,64 @@ class Uring:
         pin = self._from_buffer(vector)
         pins.append(pin)
         sqe = _SQE_ASYNC if opcode == _OP_READV and total >= ASYNC_TRANSFER else 0
-        return _Op(opcode, fd, offset, self._addressof(pin), len(views), rwf, pins, sqe)
+        return _Op(self, opcode, fd, offset, self._addressof(pin), len(views), rwf, pins, sqe, batch)
 
     async def fdatasync(self, fd: int) -> None:
         """As ``fdatasync``."""
-        await self._done(_Op(_OP_FSYNC, fd, 0, 0, 0, _FSYNC_DATASYNC, None))
+        await self._done(_Op(self, _OP_FSYNC, fd, 0, 0, 0, _FSYNC_DATASYNC, None))
 
     async def fallocate(self, fd: int, mode: int, offset: int, nbytes: int) -> None:
         """As ``fallocate`` with FALLOC_FL flags *mode*."""
-        await self._done(_Op(_OP_FALLOCATE, fd, offset, nbytes, mode, 0, None))
+        await self._done(_Op(self, _OP_FALLOCATE, fd, offset, nbytes, mode, 0, None))
 
-    async def _done(self, op: _Op, batch: int = 0) -> int:
-        """Submit *op* and wait; its result, or BlockError.
+    def starter(self, fd: int, *, writes: bool, alignment: int, batch: int) -> Start:
+        """The start of transfers on *fd* without a coroutine: of one buffer at a multiple of *alignment*."""
+        opcode, fixed = (_OP_WRITE, _OP_WRITE_FIXED) if writes else (_OP_READ, _OP_READ_FIXED)
+        from_buffer, addressof, buffers = self._from_buffer, self._addressof, self.buffers
+        mask = alignment - 1
+
+        def start(offset: int, bufs: Sequence[Buffer], nbytes: int) -> Flight | None:
+            if len(bufs) != 1 or nbytes >= ASYNC_TRANSFER:
+                return None
+            try:
+                pin = from_buffer(bufs[0])
+            except (TypeError, ValueError, BufferError):
+                return None  # read-only memory, or with gaps: the slow lane knows what to do with it
+            address = addressof(pin)
+            if address & mask:
+                return None
+            op = _Op(self, opcode, fd, offset, address, nbytes, 0, pin, 0, batch)
+            if buffers and (slot := buffers.find(address, nbytes)) >= 0:
+                op.opcode, op.buffer = fixed, slot
+            self._submit(op)
+            return op
+
+        return start
+
+    async def _done(self, op: _Op) -> int:
+        """Submit *op* and wait; its result, or BlockError."""
+        self._submit(op)
+        return await self.ended(op)
+
+    def _submit(self, op: _Op) -> None:
+        self._queue.append(op)
+        if not (self._in_flight or self._plugs or len(self._queue) > 1) and self._inline_left:
+            # Alone: nothing to wait for and gather. What the page cache holds is complete when this returns.
+            self._inline_left -= 1
+            self._flush()
+        elif len(self._queue) >= (op.batch or self._entries):
+            self._flush()
+        elif not self._scheduled and not self._plugs:
+            self._scheduled = True
+            self._loop.call_soon(self._flush_soon)
+
+    async def ended(self, op: _Op) -> int:
+        """Wait for *op*, which was submitted; its result, or BlockError.
 
         Cancelled before the kernel saw it, it is withdrawn. Later it is awaited to its end, for its memory is the
         kernel's until then, and CancelledError goes on.
         """
-        pins = op.pins
         while True:
-            if not (self._in_flight or self._queue or self._plugs) and self._inline_left:
-                # Alone: nothing to wait for and gather. What the page cache holds is complete when this returns.
-                self._inline_left -= 1
-                self._queue.append(op)
-                self._flush()
-            else:
-                self._queue.append(op)
-                if len(self._queue) >= (batch or self._entries):
-                    self._flush()
-                elif not self._scheduled and not self._plugs:
-                    self._scheduled = True
-                    self._loop.call_soon(self._flush_soon)
             if not op.done:
                 op.waiter = self._loop.create_future()
                 try:
@@ -343,7 +393,8 @@ class Uring:
             if op.result not in _NOT_NOW:
                 raise BlockError(errno=-op.result)
             await asyncio.sleep(_RETRY_DELAY)
-            op.done, op.slot, op.waiter, op.pins = False, -1, None, pins
+            op.done, op.slot, op.waiter = False, -1, None
+            self._submit(op)
 
     # -- registered buffers
 
@@ -417,7 +468,8 @@ class Uring:
         self._in_flight -= 1
         op.result = result
         op.done = True
-        op.pins = None
+        if result >= 0 or result not in _NOT_NOW:  # else it goes once more
+            op.pins = None
         waiter = op.waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)

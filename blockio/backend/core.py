@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from blockio.aio.context import AioContext
 from blockio.backend.accounting import Accounting, Counters
-from blockio.backend.lanes import Lane, fast_lane
+from blockio.backend.lanes import Departure, Lane, fast_lane, start_lane
 from blockio.backend.memory import readable_vector, writable_vector
 from blockio.backend.parking import Moved, Parking, Place
 from blockio.errors import NoMedium
@@ -43,6 +43,7 @@ class BackendCore:
       order of their arrival: while any is left in ``_parking``, newcomers park behind it.
     * ``_fast_read`` and ``_fast_write`` are set exactly while nothing forbids the fast lane: a root, no drain, nobody
       parked, no throttle group (and for writes: the permission, and the write cache on). They refuse what does not fit.
+      ``_start_read`` and ``_start_write`` likewise, and only for a medium that cannot go.
     * ``_reads`` and ``_writes`` are the counters of ``stats``, one look-up nearer.
     """
 
@@ -66,6 +67,8 @@ class BackendCore:
         "_reads",
         "_root",
         "_shared",
+        "_start_read",
+        "_start_write",
         "_throttled",
         "_writes",
         "stats",
@@ -81,6 +84,8 @@ class BackendCore:
         self._root: Edge | None = None
         self._fast_read: Lane | None = None
         self._fast_write: Lane | None = None
+        self._start_read: Departure | None = None
+        self._start_write: Departure | None = None
         self._enable_write_cache = True
         self._allow_write_beyond_eof = False
         self._in_flight = 0
@@ -174,7 +179,7 @@ class BackendCore:
         """Something that decides over the fast lane changed."""
         root = self._root
         if root is None or not root.attached or self._quiesce or self._parking or self._throttled:
-            self._fast_read = self._fast_write = None
+            self._close_lanes()
             return
         self._fast_read = fast_lane(
             self._guarded(root.try_preadv),
@@ -195,6 +200,15 @@ class BackendCore:
             )
         else:
             self._fast_write = None
+        self._start_read = self._start_write = None
+        if self._guarded(root.try_preadv) is root.try_preadv:  # nothing is asked before each request
+            self._start_read = start_lane(root.start_preadv, self._context)
+            if self._fast_write is not None:
+                self._start_write = start_lane(root.start_pwritev, self._context)
+
+    def _close_lanes(self) -> None:
+        self._fast_read = self._fast_write = None
+        self._start_read = self._start_write = None
 
     def _guarded(self, lane: TryTransfer) -> TryTransfer:
         """*lane*, behind what must be asked before each request."""
@@ -289,7 +303,7 @@ class BackendCore:
 
     def _switch(self, context: AioContext) -> None:
         """Live in *context* from here on. In the thread of the old one, drained, as the last thing done there."""
-        self._fast_read = self._fast_write = None
+        self._close_lanes()
         self._parking = self._parking.leave_for_another_loop()
         self._loop = context.loop
         self._context = context

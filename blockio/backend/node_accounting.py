@@ -18,6 +18,7 @@ from blockio.backend.core import BackendCore
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from blockio.aio.flight import Flight
     from blockio.backend.accounting import Kind, TryTransfer
     from blockio.backend.statistics import Statistics
     from blockio.buffers import IoVector
@@ -89,6 +90,14 @@ class CountedPath:
             counters.weight += nbytes + REQUEST_COST
             return True
         return False
+
+    def start_preadv(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> Flight | None:
+        """Not while each node takes its own time: the slow lane does."""
+        return None
+
+    def start_pwritev(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> Flight | None:
+        """As ``start_preadv``."""
+        return None
 
 
 class _Counted:

@@ -30,6 +30,7 @@ from blockio.types import INT_MAX, Perm, PreallocMode, RequestFlags, StatusFlags
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from blockio.aio.flight import Flight
     from blockio.backend.accounting import Counters
     from blockio.backend.parking import Place
     from blockio.buffers import BufferLike, IoVector
@@ -85,6 +86,23 @@ class Requests(NodeAccounting):
             place = moved.place
         return await self._enter(work, counters, nbytes, place)
 
+    async def _land(self, flight: Flight, nbytes: int, counters: Counters) -> bool:
+        """Wait for a request that has just been started, as one of this backend. False: the slow lane must do it."""
+        self.inc_in_flight()
+        stats = self.stats
+        began = stats.begin()
+        try:
+            landed = await flight.land(nbytes)
+        except BaseException as error:
+            stats.ended(counters, nbytes, began, error)
+            raise
+        else:
+            if landed:
+                stats.ended(counters, nbytes, began, None)
+            return landed
+        finally:
+            self.dec_in_flight()
+
     # -- reads
 
     def try_preadv(self, offset: int, iov: BufferLike) -> bool:
@@ -104,6 +122,10 @@ class Requests(NodeAccounting):
         """
         lane = self._fast_read
         if flags or lane is None or not lane(offset, iov):
+            start = None if flags else self._start_read
+            departed = None if start is None else start(offset, iov)
+            if departed is not None and await self._land(*departed, self._reads):
+                return
             vector = writable_vector(iov)
             # No closure: its cells would be made for each request, also for those that end above.
             work = partial(self._do_preadv, index(offset), vector, flags)
@@ -132,6 +154,10 @@ class Requests(NodeAccounting):
         """
         lane = self._fast_write
         if flags or lane is None or not lane(offset, iov):
+            start = None if flags else self._start_write
+            departed = None if start is None else start(offset, iov)
+            if departed is not None and await self._land(*departed, self._writes):
+                return
             vector = readable_vector(iov)
             # No closure: its cells would be made for each request, also for those that end above.
             work = partial(self._do_pwritev, index(offset), vector, flags)

@@ -103,7 +103,7 @@ class Root(Drain, Migration, RootStateKeeping, Notifiers):
     def detached(self, edge: Edge) -> None:
         """The root edge is about to leave its node, for another one or for good: nothing takes the fast lane now."""
         self._notifiers_detach(edge.node)
-        self._fast_read = self._fast_write = None
+        self._close_lanes()
 
     def resized(self, edge: Edge) -> None:
         """The disk's length changed. The fast lane looks at the driver's own, so there is nothing to keep."""

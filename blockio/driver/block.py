@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from blockio.aio.context import AioContext
+    from blockio.aio.flight import Flight
     from blockio.buffers import IoVector
     from blockio.driver.host import ChildOpener, DriverHost
     from blockio.driver.snapshots import SnapshotInfo
@@ -404,6 +405,19 @@ class BlockDriver(ABC):
     def try_pwritev(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool:
         """Write *bufs* without suspending, or answer False having written nothing."""
         return False
+
+    # -- requests: started by a plain call, ended by an engine
+
+    def start_preadv(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> Flight | None:
+        """Begin to fill *bufs*, or answer None having done nothing. The framework has checked the range.
+
+        What must be done when it has ended (a guard given back) is a leg of the flight; see ``blockio.aio.flight``.
+        """
+        return None
+
+    def start_pwritev(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> Flight | None:
+        """Begin to write *bufs* in place, or answer None."""
+        return None
 
 
 def default_child_perm(role: Role, perm: Perm, shared: Perm, flags: OpenFlags) -> tuple[Perm, Perm]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from blockio.aio.flight import Flight
     from blockio.buffers import IoVector
     from blockio.types import BlockInfo, BlockLimits, BlockStatus, PreallocMode, RequestFlags, Role
 
@@ -109,3 +110,11 @@ class Child(Protocol):
 
     def try_pwritev(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool:
         """Write *bufs* now, or answer False having written nothing."""
+
+    # -- started by a plain call, ended by an engine; who starts one awaits its ``land``
+
+    def start_preadv(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> Flight | None:
+        """Begin to fill *bufs*, or answer None having done nothing."""
+
+    def start_pwritev(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> Flight | None:
+        """Begin to write *bufs*, or answer None having written nothing."""

@@ -6,6 +6,7 @@ import errno
 from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from blockio.aio.flight import no_flight
 from blockio.errors import BlockError, NoMedium, UnsupportedFeature
 from blockio.types import Capability, Perm, Role
 
@@ -57,6 +58,8 @@ class Edge:
         "quiesced_parent",
         "role",
         "shared",
+        "start_preadv",
+        "start_pwritev",
         "try_preadv",
         "try_pwritev",
     )
@@ -160,15 +163,19 @@ class Edge:
         self.co_get_info = path.co_get_info
         self.try_preadv = path.try_preadv
         self.try_pwritev = path.try_pwritev
+        self.start_preadv = path.start_preadv
+        self.start_pwritev = path.start_pwritev
         if not self.attached:
             for name in _REQUESTS:
                 setattr(self, name, self._gone)
             self.try_preadv = self.try_pwritev = _no_fast_lane
+            self.start_preadv = self.start_pwritev = no_flight
             return
         if not self.perm & _WRITES:
             for name in _WRITE_REQUESTS:
                 setattr(self, name, self._may_not_write)
             self.try_pwritev = _no_fast_lane
+            self.start_pwritev = no_flight
         if not self.perm & Perm.RESIZE:
             self.co_truncate = self._may_not_resize
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from blockio.aio.context import AioContext
+    from blockio.aio.flight import Flight
     from blockio.buffers import IoVector
     from blockio.driver.base import BlockDriver
     from blockio.graph.edge import Edge
@@ -40,6 +41,8 @@ class EdgePath(Protocol):
     async def co_get_info(self) -> BlockInfo: ...
     def try_preadv(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool: ...
     def try_pwritev(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool: ...
+    def start_preadv(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> Flight | None: ...
+    def start_pwritev(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> Flight | None: ...
 
 
 class RequestPath(EdgePath, Protocol):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from blockio.buffers import aligned_buffer
 from blockio.errors import BlockError
 from blockio.img.opening import Image, ImageLike, image_of, opened, sectors_up
 from blockio.img.results import BenchResult
@@ -118,8 +119,10 @@ class _Run:
             raise errors.exceptions[0] from None
 
     async def _send(self, first: int, last: int, stride: int) -> None:
-        memory = bytearray(self._size) if self._pattern is None else bytearray([self._pattern]) * self._size
-        request: Callable[[int, bytearray], Awaitable[object]]
+        memory = aligned_buffer(self._size)  # O_DIRECT would have to copy from any other
+        if self._pattern:
+            memory[:] = bytes([self._pattern]) * self._size
+        request: Callable[[int, memoryview], Awaitable[object]]
         request = self.blk.co_preadv if self._pattern is None else self.blk.co_pwritev
         offset, step, length = self._offset, self._step, self._length
         if not first:

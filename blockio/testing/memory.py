@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from blockio.aio.context import AioContext
+    from blockio.aio.flight import Flight
     from blockio.driver.child import Child
     from blockio.driver.host import FrozenChain
 
@@ -149,6 +150,14 @@ class MemoryChild:
         self._note("write", offset, nbytes)
         self.data[offset : offset + nbytes] = IoVector.of(list(bufs)).tobytes()
         return True
+
+    def start_preadv(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> Flight | None:
+        """There is no engine below."""
+        return None
+
+    def start_pwritev(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> Flight | None:
+        """There is no engine below."""
+        return None
 
 
 class MemoryHost:

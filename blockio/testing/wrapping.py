@@ -23,6 +23,7 @@ from blockio.errors import OptionError
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from blockio.aio.flight import Flight
     from blockio.buffers import IoVector
     from blockio.driver.base import ChildOpener
     from blockio.driver.child import Child
@@ -143,6 +144,14 @@ class PassingChild:
     def try_pwritev(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool:
         """Never."""
         return False
+
+    def start_preadv(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> Flight | None:
+        """There is no engine below."""
+        return None
+
+    def start_pwritev(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> Flight | None:
+        """There is no engine below."""
+        return None
 
 
 class PausingChild(PassingChild):

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from blockio.aio.context import AioContext
+    from blockio.aio.flight import Flight
     from blockio.buffers import IoVector
     from blockio.driver.base import BlockDriver
 
@@ -197,6 +198,7 @@ class FileDriver(ProtocolDriver):
             aio=self._options.aio,
             direct=file.dio is not None,
             max_batch=max(self._options.aio_max_batch, 0),
+            alignment=1 if file.dio is None else file.dio.memory,
         )
 
     def _serve(self, file: OpenFile, engine: FileEngine) -> None:
@@ -483,6 +485,14 @@ class FileDriver(ProtocolDriver):
     def try_pwritev(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool:
         """Into the page cache, or False. A first part may have been written then: the slow lane writes it again."""
         return self._engine.try_pwritev(offset, bufs, nbytes)
+
+    def start_preadv(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> Flight | None:
+        """Into the ring, once there is one."""
+        return self._engine.start_preadv(offset, bufs, nbytes)
+
+    def start_pwritev(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> Flight | None:
+        """As ``start_preadv``."""
+        return self._engine.start_pwritev(offset, bufs, nbytes)
 
 
 class HostDeviceDriver(FileDriver):

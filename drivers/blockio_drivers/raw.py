@@ -44,6 +44,7 @@ from blockio.types import (
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from blockio.aio.flight import Flight
 __all__ = ["RawCreateOptions", "RawDriver", "RawOptions"]
 
 _SECTOR: Final = 512
@@ -229,6 +230,14 @@ class RawDriver(FormatDriver):
         if offset < _SECTOR and self.host.probed:
             return False
         return self.file.try_pwritev(offset + self.offset, bufs, nbytes)
+
+    def start_preadv(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> Flight | None:
+        return self.file.start_preadv(offset + self.offset, bufs, nbytes)
+
+    def start_pwritev(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> Flight | None:
+        if offset < _SECTOR and self.host.probed:
+            return None
+        return self.file.start_pwritev(offset + self.offset, bufs, nbytes)
 
 
 def _whole_sectors(nbytes: int) -> int:

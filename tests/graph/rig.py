@@ -43,6 +43,7 @@ from blockio.types import (
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from blockio.aio.flight import Flight
     from blockio.graph.edge import Edge
     from blockio.graph.node import BlockNode
 
@@ -138,6 +139,14 @@ class Path:
 
     def try_pwritev(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool:
         return True
+
+    def start_preadv(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> Flight | None:
+        """There is no engine below."""
+        return None
+
+    def start_pwritev(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> Flight | None:
+        """There is no engine below."""
+        return None
 
     def refresh_limits(self) -> None:
         self.refreshed += 1

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from blockio.aio.context import AioContext
+    from blockio.aio.flight import Flight
     from blockio.driver.child import Child
     from blockio.graph.edge import Edge
     from blockio.graph.node import BlockNode
@@ -237,6 +238,14 @@ class DiskDriver(ProtocolDriver):
         self.disk.log.append(("try-write", offset, nbytes, 0))
         self._store(offset, IoVector.of(list(bufs)).tobytes())
         return True
+
+    def start_preadv(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> Flight | None:
+        """There is no engine below."""
+        return None
+
+    def start_pwritev(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> Flight | None:
+        """There is no engine below."""
+        return None
 
     def _whole_blocks_fast(self, offset: int, nbytes: int) -> None:
         assert offset >= 0

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from blockio.buffers import IoVector
@@ -47,7 +48,7 @@ from blockio_drivers.qcow2.compressing import CompressedWriter
 from blockio_drivers.qcow2.discard import Discarder
 from blockio_drivers.qcow2.header import MAGIC, Autoclear, Header, header_area
 from blockio_drivers.qcow2.holes import data_may_be_hole
-from blockio_drivers.qcow2.image import Corruption, Image, finish
+from blockio_drivers.qcow2.image import Corruption, Freed, Image, finish
 from blockio_drivers.qcow2.info import specific_info
 from blockio_drivers.qcow2.mapping import Mapping
 from blockio_drivers.qcow2.options import Qcow2CreateOptions, Qcow2Options
@@ -63,6 +64,8 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from blockio.aio.context import AioContext
+    from blockio.aio.flight import Flight
+    from blockio.aio.grace import GracePeriod
     from blockio.driver.child import Child
     from blockio.driver.snapshots import SnapshotInfo
     from blockio_drivers.qcow2.snapshot_table import SnapshotEntry
@@ -635,26 +638,71 @@ class Qcow2Driver(FormatDriver):
             image.dead = True
             raise
 
-    # -- the fast lane
+    # -- the fast lane, and what is started by a plain call
 
     def try_preadv(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool:
         """Only from plain clusters, side by side in the file, whose L2 slice is in memory."""
+        host = self._to_read(offset, nbytes)
+        return host > 0 and self.file.try_preadv(host, bufs, nbytes)
+
+    def try_pwritev(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool:
+        """Only into plain clusters of our own, side by side, whose L2 slice is in memory."""
+        host = self._to_overwrite(offset, nbytes)
+        return host > 0 and self.file.try_pwritev(host, bufs, nbytes)
+
+    def start_preadv(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> Flight | None:
+        """As ``try_preadv``; the clusters are not given to anybody else meanwhile."""
+        host = self._to_read(offset, nbytes)
+        return self._keeping(self.file.start_preadv(host, bufs, nbytes)) if host > 0 else None
+
+    def start_pwritev(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> Flight | None:
+        """As ``try_pwritev``; the clusters are not given to anybody else meanwhile."""
+        host = self._to_overwrite(offset, nbytes)
+        return self._keeping(self.file.start_pwritev(host, bufs, nbytes)) if host > 0 else None
+
+    def _keeping(self, flight: Flight | None) -> Flight | None:
+        """*flight* as a reader of host clusters: what is freed before it has ended stays untouched."""
+        if flight is not None:
+            retired = self._image.retired
+            flight.legs.append(partial(_let_go, retired, retired.enter()))
+        return flight
+
+    def _to_read(self, offset: int, nbytes: int) -> int:
+        """The host offset of guest bytes in plain clusters that memory knows of; 0 for all others."""
         found = self._slices.get(offset >> self._slice_shift)
         if found is None:
-            if not self._extended:
-                return False
-            host = self._mapping.in_memory(offset, nbytes, writable=False)
-            return host >= 0 and self.file.try_preadv(host, bufs, nbytes)
+            return max(0, self._mapping.in_memory(offset, nbytes, writable=False)) if self._extended else 0
         index = (offset >> self._bits) & self._slice_mask
         entry = found.table[index]
         host = entry & _NOT_COPIED
         if not host or host & self._odd:
-            return False
+            return 0
         inside = offset & self._mask
         if inside + nbytes > self._cluster and not self._neighbours(found.table, index, entry, inside + nbytes):
-            return False
+            return 0
         found.hot = True
-        return self.file.try_preadv(host + inside, bufs, nbytes)
+        return host + inside
+
+    def _to_overwrite(self, offset: int, nbytes: int) -> int:
+        """The host offset of guest bytes in plain clusters of our own that memory knows of; 0 for all others."""
+        if not self._armed:
+            return 0
+        found = self._slices.get(offset >> self._slice_shift)
+        if found is None:
+            host = self._mapping.in_memory(offset, nbytes, writable=True) if self._extended else 0
+            return host if host > 0 and self._image.guard.hit(host, nbytes) is None else 0
+        index = (offset >> self._bits) & self._slice_mask
+        entry = found.table[index]
+        host = entry ^ COPIED
+        if not host or host & ~L2_OFFSET_MASK or host & self._mask:
+            return 0
+        inside = offset & self._mask
+        if inside + nbytes > self._cluster and not self._neighbours(found.table, index, entry, inside + nbytes):
+            return 0
+        if self._image.guard.hit(host + inside, nbytes) is not None:
+            return 0
+        found.hot = True
+        return host + inside
 
     def _neighbours(self, table: Sequence[int], index: int, entry: int, nbytes: int) -> bool:
         """Whether the clusters of *nbytes* from entry *index* on lie side by side in the file."""
@@ -668,26 +716,6 @@ class Qcow2Driver(FormatDriver):
                 return False
         return True
 
-    def try_pwritev(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool:
-        """Only into plain clusters of our own, side by side, whose L2 slice is in memory."""
-        found = self._slices.get(offset >> self._slice_shift)
-        if found is None:
-            return self._extended and self._try_pwritev_subclusters(offset, bufs, nbytes)
-        if not self._armed:
-            return False
-        index = (offset >> self._bits) & self._slice_mask
-        entry = found.table[index]
-        host = entry ^ COPIED
-        if not host or host & ~L2_OFFSET_MASK or host & self._mask:
-            return False
-        inside = offset & self._mask
-        if inside + nbytes > self._cluster and not self._neighbours(found.table, index, entry, inside + nbytes):
-            return False
-        if self._image.guard.hit(host + inside, nbytes) is not None:
-            return False
-        found.hot = True
-        return self.file.try_pwritev(host + inside, bufs, nbytes)
 
-    def _try_pwritev_subclusters(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool:
-        host = self._mapping.in_memory(offset, nbytes, writable=True) if self._armed else -1
-        return host >= 0 and self._image.guard.hit(host, nbytes) is None and self.file.try_pwritev(host, bufs, nbytes)
+def _let_go(retired: GracePeriod[Freed], token: int, ok: bool) -> None:
+    retired.exit(token)
