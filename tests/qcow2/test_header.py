@@ -309,7 +309,6 @@ class TestOpenedForWhat:
         ("changes", "named"),
         [
             ({"incompatible": 4}, "external data file"),
-            ({"incompatible": 16}, "extended L2 entries"),
             ({"crypt_method": 1}, "encryption (AES)"),
         ],
     )
