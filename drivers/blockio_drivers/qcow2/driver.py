@@ -75,7 +75,6 @@ __all__ = ["Qcow2Driver"]
 T = TypeVar("T")
 
 _NOT_COPIED: Final = COPIED - 1
-_OVERLAP_CHECKS: Final = ("none", "constant", "cached", "all")
 _MAY_UNMAP: Final = int(RequestFlags.MAY_UNMAP)
 _ZERO_WRITE: Final = int(RequestFlags.ZERO_WRITE)
 
@@ -175,15 +174,11 @@ class Qcow2Driver(FormatDriver):
     def _assemble(self, options: Qcow2Options) -> None:
         """Make the parts and introduce them to each other."""
         image = self._image
-        if options.overlap_check not in _OVERLAP_CHECKS:
-            raise OptionError(
-                f"Unsupported value '{options.overlap_check}' for qcow2 option 'overlap-check'. Allowed are any of "
-                "the following: none, constant, cached, all"
-            )
+        protected = options.protected()
         if options.compression_level not in LEVELS:
             raise OptionError(f"Compression level must be between {LEVELS[0]} and {LEVELS[-1]}")
         sizes = CacheSizes.of(options, image.geometry, image.length, self.host.trust)
-        image.guard = OverlapGuard(image, options.overlap_check)
+        image.guard = OverlapGuard(image, protected)
         self._allocator = Allocator(image, sizes.refcount)
         self._write_back = WriteBack(image, self._allocator)
         self._mapping = Mapping(
@@ -227,7 +222,7 @@ class Qcow2Driver(FormatDriver):
             self._mapping,
             self._allocator,
             self._write_back,
-            protect_tables=options.overlap_check == "all",
+            protect_tables="inactive_l2" in protected,
             pass_discard=options.pass_discard_snapshot,
         )
         self._state = MachineState(image, self._mapping, self._writer, self._resizer, self._compressed)

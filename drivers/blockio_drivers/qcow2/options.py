@@ -11,7 +11,7 @@ from blockio.driver.options import Size
 from blockio.errors import LimitExceeded, OptionError, UnsupportedFeature
 from blockio.types import PreallocMode
 
-__all__ = ["Qcow2CreateOptions", "Qcow2Options"]
+__all__ = ["OverlapChecks", "Qcow2CreateOptions", "Qcow2Options"]
 
 _MIN_CLUSTER_SIZE: Final = 512
 _MAX_CLUSTER_SIZE: Final = 2 << 20
@@ -24,6 +24,37 @@ _COMPAT: Final = {"0.10": 2, "v2": 2, "1.1": 3, "v3": 3}
 TOO_LARGE: Final = "The image size is too large for file format 'qcow2' (try using a larger cluster size)"
 
 
+class OverlapChecks(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
+    """Which metadata is protected from being overwritten: a ``template``, and what shall differ from it."""
+
+    template: str = "cached"
+    main_header: bool | None = None
+    active_l1: bool | None = None
+    active_l2: bool | None = None
+    refcount_table: bool | None = None
+    refcount_block: bool | None = None
+    snapshot_table: bool | None = None
+    inactive_l1: bool | None = None
+    inactive_l2: bool | None = None
+    bitmap_directory: bool | None = None
+
+    def classes(self) -> frozenset[str]:
+        """The names of the fields that are on. OptionError for a template that there is not."""
+        if self.template not in _TEMPLATES:
+            raise OptionError(
+                f"Unsupported value '{self.template}' for qcow2 option 'overlap-check'. Allowed are any of the "
+                f"following: {', '.join(_TEMPLATES)}"
+            )
+        chosen = {name: getattr(self, name) for name in _TEMPLATES["all"]}
+        default = _TEMPLATES[self.template]
+        return frozenset(name for name, on in chosen.items() if (name in default if on is None else on))
+
+
+_CONSTANT: Final = ("main_header", "active_l1", "refcount_table", "snapshot_table", "bitmap_directory")
+_CACHED: Final = (*_CONSTANT, "active_l2", "refcount_block", "inactive_l1")
+_TEMPLATES: Final = {"none": (), "constant": _CONSTANT, "cached": _CACHED, "all": (*_CACHED, "inactive_l2")}
+
+
 class Qcow2Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
     """How an image is opened. Children (``file``, ``backing``) are the opener's business. Sizes in bytes."""
 
@@ -33,8 +64,8 @@ class Qcow2Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rena
     """Pass the guest's discards to the file; by default when the node is opened with ``discard=unmap``."""
     pass_discard_snapshot: bool = True
     """Discard clusters in the file that lose their last reference when a snapshot is deleted or applied."""
-    overlap_check: str = "cached"
-    """Which metadata is protected from being overwritten: ``none``, ``constant``, ``cached`` or ``all``."""
+    overlap_check: str | OverlapChecks = "cached"
+    """Which metadata is protected from being overwritten: ``none``, ``constant``, ``cached``, ``all``, or by name."""
     cache_size: Size | None = None
     """Memory for L2 tables and refcount blocks together."""
     l2_cache_size: Size | None = None
@@ -43,6 +74,12 @@ class Qcow2Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rena
     """How much of an L2 table is read at once: a power of two from 512 to the cluster size."""
     refcount_cache_size: Size | None = None
     """Memory for refcount blocks."""
+
+    def protected(self) -> frozenset[str]:
+        """The classes of metadata that are protected. OptionError for a template that there is not."""
+        chosen = self.overlap_check
+        return (OverlapChecks(template=chosen) if isinstance(chosen, str) else chosen).classes()
+
     compression_level: int = 1
     """How hard compressed writes try: 1 is the fastest, 9 gives the smallest result. Not kept in the image."""
 

@@ -1,8 +1,8 @@
 """Nothing is written over metadata: the check before every write that could.
 
-QEMU's classes and words. ``overlap-check`` says which classes are looked at: ``none``; ``constant`` (header, active
-L1, refcount table, snapshot table, bitmap directory); ``cached``, the default (also L2 tables, refcount blocks and
-snapshots' L1 tables); ``all`` (also snapshots' L2 tables).
+QEMU's classes and words. ``overlap-check`` says which classes are looked at: one by one, or by a template: ``none``;
+``constant`` (header, active L1, refcount table, snapshot table, bitmap directory); ``cached``, the default (also L2
+tables, refcount blocks and snapshots' L1 tables); ``all`` (also snapshots' L2 tables).
 
 Invariant: ``l2_tables`` and ``refcount_blocks`` are sorted and hold what the L1 table and the refcount table in
 memory point at, each once. Eight bytes for each, so that a hostile table cannot cost more than its own size again.
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["OverlapGuard", "SortedOffsets"]
 
 _PART: Final = 1 << 16
-_TEMPLATES: Final = {"none": 0, "constant": 1, "cached": 2, "all": 3}
 
 
 class SortedOffsets:
@@ -72,10 +71,12 @@ class SortedOffsets:
 class OverlapGuard:
     """Says whether a write would hit metadata. Cheap: a few comparisons and two binary searches."""
 
-    def __init__(self, image: Image, template: str) -> None:
+    def __init__(self, image: Image, classes: frozenset[str]) -> None:
+        """*classes* as ``OverlapChecks`` names them."""
         self._image = image
         self._mask = image.geometry.cluster_mask
-        self._level = _TEMPLATES[template]
+        self._classes = classes
+        self._look_at_inactive_l2 = "inactive_l2" in classes
         self.l2_tables = SortedOffsets()
         self.refcount_blocks = SortedOffsets()
         self.inactive_l1: list[Area] = []
@@ -105,7 +106,11 @@ class OverlapGuard:
             found = header.bitmaps
             self._directory_start = 0 if found is None else found.directory_offset
             self._directory_end = 0 if found is None else found.directory_offset + found.directory_size
-        if start < self._fixed_end or self._level > 2 or (self._directory_start < end and start < self._directory_end):
+        if (
+            start < self._fixed_end
+            or self._look_at_inactive_l2
+            or (self._directory_start < end and start < self._directory_end)
+        ):
             return False
         offsets = self.l2_tables.offsets
         at = bisect_left(offsets, start)
@@ -117,8 +122,8 @@ class OverlapGuard:
 
     def hit(self, offset: int, nbytes: int, ignore: str = "") -> str | None:
         """The kind of metadata that *nbytes* at *offset* would overwrite, in QEMU's words; None: none."""
-        level = self._level
-        if not level or nbytes <= 0:
+        classes = self._classes
+        if not classes or nbytes <= 0:
             return None
         mask = self._mask
         end = (offset + nbytes + mask) & ~mask
@@ -130,29 +135,33 @@ class OverlapGuard:
         def in_table(at: int, size: int) -> bool:
             return bool(size) and at < end and start < at + size
 
-        if start == 0:
+        if start == 0 and "main_header" in classes:
             return "qcow2_header"
-        if ignore != "active L1 table" and in_table(header.l1_table_offset, header.l1_size * 8):
+
+        def looked_at(name: str, words: str) -> bool:
+            return name in classes and words != ignore
+
+        if looked_at("active_l1", "active L1 table") and in_table(header.l1_table_offset, header.l1_size * 8):
             return "active L1 table"
-        if level > 1 and ignore != "active L2 table" and self.l2_tables.any_in(start, end):
+        if looked_at("active_l2", "active L2 table") and self.l2_tables.any_in(start, end):
             return "active L2 table"
         table_bytes = header.refcount_table_clusters << header.cluster_bits
-        if ignore != "refcount table" and in_table(header.refcount_table_offset, table_bytes):
+        if looked_at("refcount_table", "refcount table") and in_table(header.refcount_table_offset, table_bytes):
             return "refcount table"
-        if level > 1 and ignore != "refcount block" and self.refcount_blocks.any_in(start, end):
+        if looked_at("refcount_block", "refcount block") and self.refcount_blocks.any_in(start, end):
             return "refcount block"
-        if in_table(header.snapshots_offset, self.snapshot_table_bytes):
+        if "snapshot_table" in classes and in_table(header.snapshots_offset, self.snapshot_table_bytes):
             return "snapshot table"
         directory = header.bitmaps
         if (
             directory is not None
-            and ignore != "bitmap directory"
+            and looked_at("bitmap_directory", "bitmap directory")
             and in_table(directory.directory_offset, directory.directory_size)
         ):
             return "bitmap directory"
-        if level > 1 and any(in_table(at, size) for at, size in self.inactive_l1):
+        if "inactive_l1" in classes and any(in_table(at, size) for at, size in self.inactive_l1):
             return "inactive L1 table"
-        if level > 2 and self.inactive_l2.any_in(start, end):
+        if "inactive_l2" in classes and self.inactive_l2.any_in(start, end):
             return "inactive L2 table"
         return None
 
