@@ -95,6 +95,11 @@ class FormatDriver(BlockDriver):
         """Fill *iov* with guest bytes from *offset* on, which lie in the COMPRESSED *extent*."""
         raise UnsupportedFeature
 
+    async def co_read_packed(self, pieces: Sequence[tuple[int, IoVector, Extent]]) -> None:
+        """Several ``co_read_compressed`` (offset, memory, extent) of one request; one job where that helps."""
+        for offset, iov, extent in pieces:
+            await self.co_read_compressed(offset, iov, extent)
+
     async def co_data_may_be_hole(self) -> bool:
         """Whether DATA extents may be holes of the file because only metadata was preallocated.
 

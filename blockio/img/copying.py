@@ -155,7 +155,7 @@ class Copier:
         for source in self._sources:
             at, end = source.start, source.start + source.size
             while at < end:
-                kind, nbytes = await self._ask(source, at, min(_LONGEST, end - at))
+                kind, nbytes = await self._look(source, at, min(_LONGEST, end - at))
                 for piece in self._cut(kind, source, at, nbytes):
                     yield piece
                 at += nbytes
@@ -167,7 +167,7 @@ class Copier:
         for source in self._sources:
             end = source.start + source.size
             while at < end:
-                kind, nbytes = await self._ask(source, at, min(_LONGEST, end - at))
+                kind, nbytes = await self._look(source, at, min(_LONGEST, end - at))
                 if at + nbytes < total:
                     nbytes -= nbytes % cluster
                 if not nbytes:
@@ -189,6 +189,16 @@ class Copier:
             chunk = self._chunk
             for start in _chunks(at, nbytes, chunk):
                 yield _Piece(kind, source, start, min(chunk - start % chunk, at + nbytes - start))
+
+    async def _look(self, source: Source, at: int, nbytes: int) -> tuple[_Kind | None, int]:
+        """``_ask``, on until there is a chunk's worth of what must be copied: extents may be as short as a cluster."""
+        kind, found = await self._ask(source, at, nbytes)
+        while kind is _Kind.COPY and found < min(self._chunk, nbytes):
+            more, length = await self._ask(source, at + found, nbytes - found)
+            if more is not kind:
+                break
+            found += length
+        return kind, found
 
     async def _ask(self, source: Source, at: int, nbytes: int) -> tuple[_Kind | None, int]:
         """What is to be done with the first bytes at *at* (None: nothing), and for how many that holds."""

@@ -30,6 +30,10 @@ _MERGE_READS: Final = 16 << 10
 _DATA: Final = ExtentKind.DATA
 _ZERO: Final = ExtentKind.ZERO
 _UNALLOCATED: Final = ExtentKind.UNALLOCATED
+_COMPRESSED: Final = ExtentKind.COMPRESSED
+
+_PACKED_TOGETHER: Final = 512 << 10
+"""Guest bytes of compressed extents that are one job for the driver: handing one over costs as much as it takes."""
 
 
 async def locate(driver: FormatDriver, offset: int, nbytes: int) -> Extent:
@@ -58,13 +62,20 @@ async def _read(driver: FormatDriver, offset: int, iov: IoVector) -> None:
     if extent.length == nbytes:
         await _read_extent(driver, extent, offset, iov)
         return
-    at = 0
+    at = packed_bytes = 0
+    packed: list[tuple[int, IoVector, Extent]] = []
     async with Workers() as workers:
         while True:
             part = iov.slice(at, extent.length)
-            if not _read_now(driver, extent, part):
+            if extent.kind is _COMPRESSED:
+                packed.append((offset + at, part, extent))
+                packed_bytes += part.nbytes
+            elif not _read_now(driver, extent, part):
                 await workers.add(_read_extent(driver, extent, offset + at, part))
             at += extent.length
+            if packed and (packed_bytes >= _PACKED_TOGETHER or at == nbytes):
+                await workers.add(driver.co_read_packed(packed))
+                packed, packed_bytes = [], 0
             if at == nbytes:
                 return
             extent = await locate(driver, offset + at, nbytes - at)
@@ -86,7 +97,7 @@ async def _read_extent(driver: FormatDriver, extent: Extent, offset: int, part: 
     if kind is _DATA:
         assert extent.child is not None  # ``locate`` looked
         await extent.child.co_preadv(extent.host_offset, part)
-    elif kind is ExtentKind.COMPRESSED:
+    elif kind is _COMPRESSED:
         await driver.co_read_compressed(offset, part, extent)
     elif kind is _UNALLOCATED and driver.backing is not None:
         await driver.backing.co_preadv(offset, part)  # past the backing file's end this reads zeroes

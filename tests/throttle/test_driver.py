@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,11 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture
-def group(clock: ManualClock) -> ThrottleGroup:
+def group(clock: ManualClock) -> Iterator[ThrottleGroup]:
     """1000 bytes a second."""
-    return ThrottleGroup("g", ThrottleConfig.of(bps_total=1000), clock=clock)
+    group = ThrottleGroup("g", ThrottleConfig.of(bps_total=1000), clock=clock)
+    yield group
+    group.delete()  # the next test takes the name, whoever still holds this one
 
 
 @pytest.fixture

@@ -60,7 +60,7 @@ COMMANDS: Final[dict[str, Command]] = {
             _IMAGE_OPTS,
             _SHARE,
         ),
-        "[-c count] [-d depth] [-f fmt] [--flush-interval=flush_interval] [-i aio] [-n] [--no-drain] [-o offset] "
+        "[--object objectdef] [--image-opts] [-c count] [-d depth] [-f fmt] [--flush-interval=flush_interval] [-i aio] [-n] [--no-drain] [-o offset] "
         "[--pattern=pattern] [-q] [-s buffer_size] [-S step_size] [-t cache] [-w] [-U] filename",
     ),
     "bitmap": Command(

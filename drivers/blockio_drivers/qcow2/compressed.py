@@ -14,7 +14,10 @@ from blockio_drivers.qcow2.cache import MetadataCache
 from blockio_drivers.qcow2.compress import decompress_cluster
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from blockio.buffers import IoVector
+    from blockio_drivers.qcow2.header import CompressionType
     from blockio_drivers.qcow2.image import Image
 
 __all__ = ["CompressedReader"]
@@ -42,11 +45,48 @@ class CompressedReader:
         inside = offset & self._image.geometry.cluster_mask
         iov.copy_from(memoryview(found.table)[inside : inside + iov.nbytes])
 
+    async def read_several(self, pieces: Sequence[tuple[int, IoVector, int]]) -> None:
+        """``read`` each (offset, memory, descriptor) of *pieces*. Whole clusters are not kept; their reader has them.
+
+        Cancelled, the thread ends its work on memory of its own; the caller's is not touched any more.
+        """
+        size = self._image.geometry.cluster_size
+        whole: list[tuple[IoVector, int]] = []
+        for offset, iov, descriptor in pieces:
+            if iov.nbytes == size and descriptor not in self.cache.slices:
+                whole.append((iov, descriptor))
+            else:
+                await self.read(offset, iov, descriptor)
+        if not whole:
+            return
+        self._must_be_small()
+        packed = await self._fetch([descriptor for _, descriptor in whole])
+        kind = self._image.header.compression_type
+        clusters = await asyncio.get_running_loop().run_in_executor(None, _decompress_all, kind, packed, size)
+        for (iov, _), cluster in zip(whole, clusters, strict=True):
+            iov.copy_from(cluster)
+
+    async def _fetch(self, descriptors: list[int]) -> list[memoryview]:
+        """The stored bytes of each; what lies side by side, as it does when it was written together, is one read."""
+        image = self._image
+        places = [image.geometry.compressed(descriptor) for descriptor in descriptors]
+        start = min(place.offset for place in places)
+        end = max(place.offset + place.nbytes for place in places)
+        # Compressed clusters share sectors, so that the sum is a little more than the span of neighbours.
+        if end - start > sum(place.nbytes for place in places):
+            return [memoryview(await image.read(place.offset, place.nbytes)) for place in places]
+        data = memoryview(await image.read(start, end - start))
+        return [data[place.offset - start :][: place.nbytes] for place in places]
+
+    def _must_be_small(self) -> None:
+        size = self._image.geometry.cluster_size
+        if size > self._image.host.trust.max_decompressed_cluster:
+            raise LimitExceeded(f"Compressed cluster of {size} bytes is too large")
+
     async def _load(self, descriptor: int) -> bytes:
         image = self._image
         size = image.geometry.cluster_size
-        if size > image.host.trust.max_decompressed_cluster:
-            raise LimitExceeded(f"Compressed cluster of {size} bytes is too large")
+        self._must_be_small()
         where = image.geometry.compressed(descriptor)
         data = await image.read(where.offset, where.nbytes)
         kind = image.header.compression_type
@@ -61,3 +101,7 @@ class CompressedReader:
 
     async def _nothing(self) -> None:
         """What is kept here is never dirty."""
+
+
+def _decompress_all(kind: CompressionType, packed: list[memoryview], size: int) -> list[bytes]:
+    return [decompress_cluster(kind, data, size) for data in packed]
