@@ -65,7 +65,6 @@ REFUSED: dict[str, tuple[Callable[[Craft], object], type[BlockError], int]] = {
     "disk negative": (lambda i: i.set(size=(1 << 64) - 512), LimitExceeded, errno.EFBIG),
     "snapshots without end": (lambda i: i.set(nb_snapshots=0xFFFFFFFF), LimitExceeded, errno.EFBIG),
     "unknown feature": (lambda i: i.set(incompatible=1 << 40), UnsupportedFeature, errno.ENOTSUP),
-    "subclusters": (lambda i: i.set(incompatible=16), UnsupportedFeature, errno.ENOTSUP),
     "AES": (lambda i: i.set(crypt_method=1), UnsupportedFeature, errno.ENOTSUP),
     "data file": (with_data_file, UnsupportedFeature, errno.ENOTSUP),
     "corrupt bit": (lambda i: i.set(incompatible=2), CorruptImage, errno.EACCES),

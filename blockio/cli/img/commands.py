@@ -60,7 +60,8 @@ COMMANDS: Final[dict[str, Command]] = {
             _IMAGE_OPTS,
             _SHARE,
         ),
-        "[--object objectdef] [--image-opts] [-c count] [-d depth] [-f fmt] [--flush-interval=flush_interval] [-i aio] [-n] [--no-drain] [-o offset] "
+        "[--object objectdef] [--image-opts] [-c count] [-d depth] [-f fmt] [--flush-interval=flush_interval] [-i aio] "
+        "[-n] [--no-drain] [-o offset] "
         "[--pattern=pattern] [-q] [-s buffer_size] [-S step_size] [-t cache] [-w] [-U] filename",
     ),
     "bitmap": Command(
@@ -168,7 +169,7 @@ COMMANDS: Final[dict[str, Command]] = {
             Option("salvage", ("--salvage",), "", "what cannot be read becomes zeroes"),
         ),
         "[--object objectdef] [--image-opts] [--target-image-opts] [--target-is-zero] "
-        "[--bitmaps [--skip-broken-bitmaps]] [-U] [-C] [-c] [-p] "
+        "[--bitmaps [--skip-broken-bitmaps]] [-U] [-C] [-c [--compression-level=level]] [-p] "
         "[--progress=how] [-q] [-n] [-f fmt] [-t cache] [-T src_cache] [-O output_fmt] "
         "[-B backing_file [-F backing_fmt]] [-o options] [-l snapshot_param] [-S sparse_size] [-r rate_limit] "
         "[-m num_coroutines] [-W] [--salvage] filename [filename2 [...]] output_filename",
