@@ -84,6 +84,13 @@ class FormatDriver(BlockDriver):
         """The same from cached metadata only, or None."""
         return None
 
+    def try_map_many(self, offset: int, nbytes: int) -> Sequence[Extent]:
+        """Several in a row from *offset* on, as many as cached metadata tells at once; empty where it tells none.
+
+        They do not reach past ``offset + nbytes``, and two neighbours may be of one kind.
+        """
+        return ()
+
     @abstractmethod
     async def co_allocate(self, offset: int, nbytes: int) -> Allocation:
         """Room for the first bytes of a write; covers at least one byte, at most *nbytes*.

@@ -63,6 +63,9 @@ class RequestPath(EdgePath, Protocol):
     def request(self, start: int, end: int) -> AbstractAsyncContextManager[None]:
         """``async with path.request(start, end):`` something that a drain waits for."""
 
+    async def co_block_statuses(self, offset: int, nbytes: int) -> list[BlockStatus]:
+        """As many answers of ``co_block_status`` in a row as memory has, else one; for a look at the whole disk."""
+
     async def co_is_allocated_above(self, base: BlockNode | None, offset: int, nbytes: int) -> tuple[int, int]:
         """The depth (1 for this node) of the layer above *base* that has the first bytes, 0 for none; how many bytes.
 

@@ -411,6 +411,13 @@ class NodeIO:
         async with self.request(0, 0):
             return await status.block_status(self, offset, nbytes, want_zero=want_zero)
 
+    async def co_block_statuses(self, offset: int, nbytes: int) -> list[BlockStatus]:
+        """Several answers in a row, for whoever looks at the whole disk; see ``blockio.io.status``."""
+        check_range(offset, nbytes)
+        self.driver()
+        async with self.request(0, 0):
+            return await status.block_statuses(self, offset, nbytes)
+
     async def co_is_allocated_above(self, base: BlockNode | None, offset: int, nbytes: int) -> tuple[int, int]:
         """Which layer above *base* has the first bytes from *offset*; see ``blockio.io.status``."""
         check_range(offset, nbytes)

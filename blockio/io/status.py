@@ -6,19 +6,23 @@ layer only; ``block_status_above`` asks the layers below until one of them has t
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import TYPE_CHECKING, Final
 
 from blockio.driver.base import FilterDriver, FormatDriver
 from blockio.io import mapped
-from blockio.types import BlockStatus, ExtentKind, StatusFlags
+from blockio.types import INT_MAX, BlockStatus, ExtentKind, StatusFlags
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from blockio.driver.base import BlockDriver
     from blockio.driver.child import Child
     from blockio.graph.node import BlockNode
     from blockio.io.node_io import NodeIO
+    from blockio.types import Extent
 
-__all__ = ["block_status", "block_status_above", "is_allocated", "is_allocated_above"]
+__all__ = ["block_status", "block_status_above", "block_statuses", "is_allocated", "is_allocated_above"]
 
 _DATA: Final = int(StatusFlags.DATA)
 _ZERO: Final = int(StatusFlags.ZERO)
@@ -35,6 +39,7 @@ _FLAGS_OF: Final = {
     ExtentKind.UNALLOCATED: 0,
     ExtentKind.COMPRESSED: _DATA | _COMPRESSED,
 }
+_SECTOR: Final = 512
 _RESERVED: Final = (ExtentKind.ZERO, ExtentKind.UNALLOCATED)
 
 
@@ -74,6 +79,100 @@ async def block_status(io: NodeIO, offset: int, nbytes: int, *, want_zero: bool)
     if offset + length == end:
         flags |= _EOF
     return BlockStatus(StatusFlags(flags), length, host_offset, owner)
+
+
+async def block_statuses(io: NodeIO, offset: int, nbytes: int) -> list[BlockStatus]:
+    """Answers in a row from *offset* on, *nbytes* at most: as many as the driver has in memory, else one.
+
+    For whoever looks at a whole disk. What the file says of holes is asked once for all of them.
+    """
+    driver = io.maps_status
+    align = io.limits.request_alignment
+    if driver is not None and 0 <= offset < driver.length and align <= _SECTOR and not offset & (align - 1):
+        extents = driver.try_map_many(offset, min(nbytes, driver.length - offset))
+        if extents:
+            return await _told(io, driver, offset, extents)
+    return [await block_status(io, offset, nbytes, want_zero=True)]
+
+
+async def _told(io: NodeIO, driver: FormatDriver, offset: int, extents: Sequence[Extent]) -> list[BlockStatus]:
+    found: list[BlockStatus] = []
+    stored = [extent for extent in extents if extent.kind is ExtentKind.DATA and extent.child is not None]
+    regions = await _regions(stored) if stored and await driver.co_data_may_be_hole() else None
+    for kind, length, host, child in extents:
+        if child is None or host < 0 or kind is ExtentKind.COMPRESSED:
+            flags = _FLAGS_OF[kind] & ~_OFFSET_VALID
+            place, owner = 0, ""
+        else:
+            flags = _FLAGS_OF[kind] | _OFFSET_VALID
+            place, owner = host, child.node_name
+        if flags & (_DATA | _ZERO):
+            flags |= _ALLOCATED
+        elif driver.capabilities.backing:
+            flags |= _zero_without_backing(io, offset, True)
+        offset += length
+        if regions is not None and kind is ExtentKind.DATA and child is not None:
+            parts = regions[child].parts(host, length)
+            found += [BlockStatus(_as_flags(flags | more), part, at, owner) for at, part, more in parts]
+        else:
+            found.append(BlockStatus(_as_flags(flags), length, place, owner))
+    if offset == driver.length:
+        last = found[-1]
+        found[-1] = last._replace(flags=last.flags | StatusFlags.EOF)
+    return found
+
+
+async def _regions(stored: list[Extent]) -> dict[Child, _Regions]:
+    """What the files that hold the *stored* extents say of them."""
+    places: dict[Child, list[tuple[int, int]]] = {}
+    for _, length, host, child in stored:
+        if child is not None:
+            places.setdefault(child, []).append((host, length))
+    found = {}
+    for child, where in places.items():
+        found[child] = _Regions()
+        await found[child].learn(child, sorted(where))
+    return found
+
+
+class _Regions:
+    """What a file said of its data and holes, for as long as one look at many of its places takes."""
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+        self._flags: list[int] = []
+
+    async def learn(self, child: Child, places: Iterable[tuple[int, int]]) -> None:
+        """Ask about all *places*, (offset, length) in ascending order: what one answer covers is not asked again."""
+        known = 0
+        for start, length in places:
+            at, end = max(start, known), start + length
+            while at < end:
+                ahead = min(max(end, child.length) - at, INT_MAX & -_SECTOR)
+                more, reach = await _holes_below(child, at, 0, ahead)
+                self._starts.append(at)
+                known = at = at + max(reach, _SECTOR)
+                self._ends.append(known)
+                self._flags.append(more)
+
+    def parts(self, host_offset: int, length: int) -> list[tuple[int, int, int]]:
+        """A place that was learnt of, in pieces of one kind: offset, length and the flags that it adds."""
+        at = bisect_right(self._starts, host_offset) - 1
+        end = self._ends[at]
+        if end - host_offset >= length:
+            return [(host_offset, length, self._flags[at])]
+        here = end - host_offset
+        return [(host_offset, here, self._flags[at]), *self.parts(end, length - here)]
+
+
+_FLAGS: Final[dict[int, StatusFlags]] = {}
+
+
+def _as_flags(flags: int) -> StatusFlags:
+    """One object for each value, because making one costs more than all the rest of an answer."""
+    known = _FLAGS.get(flags)
+    return known if known is not None else _FLAGS.setdefault(flags, StatusFlags(flags))
 
 
 async def _ask(

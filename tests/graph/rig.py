@@ -122,6 +122,9 @@ class Path:
     async def co_block_status(self, offset: int, nbytes: int, *, want_zero: bool = True) -> BlockStatus:
         return BlockStatus(StatusFlags.DATA, nbytes, offset)
 
+    async def co_block_statuses(self, offset: int, nbytes: int) -> list[BlockStatus]:
+        return [await self.co_block_status(offset, nbytes)]
+
     async def co_is_allocated_above(self, base: BlockNode | None, offset: int, nbytes: int) -> tuple[int, int]:
         return 1, nbytes
 

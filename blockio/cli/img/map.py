@@ -9,7 +9,7 @@ from blockio.cli.img.commands import COMMANDS
 from blockio.cli.img.getopt import CommandLine, UsageError
 from blockio.cli.img.objects import define_object
 from blockio.cli.img.tool import ImageChoice, fail, json_mode, read_size
-from blockio.img.mapping import map_image
+from blockio.img.mapping import map_batches
 
 if TYPE_CHECKING:
     from blockio.cli.output import Output
@@ -61,15 +61,17 @@ def prepare(args: list[str], output: Output) -> _Plan | None:
 async def execute(plan: _Plan, output: Output) -> int:
     """Print one line for each run."""
     first = True
-    async with aclosing(map_image(plan.image, start=plan.start, length=plan.length)) as entries:
-        async for entry in entries:
-            if plan.json:
-                output.out(("[" if first else ",\n") + _member(entry))
-            elif first:
-                output.out(f"{'Offset':<16}{'Length':<16}{'Mapped to':<16}File\n")
-            first = False
-            if entry.data and not plan.json:
-                _print_row(entry, output)
+    async with aclosing(map_batches(plan.image, start=plan.start, length=plan.length)) as batches:
+        async for batch in batches:
+            if plan.json and batch:
+                output.out(("[" if first else ",\n") + ",\n".join(map(_member, batch)))
+            elif batch:
+                if first:
+                    output.out(f"{'Offset':<16}{'Length':<16}{'Mapped to':<16}File\n")
+                for entry in batch:
+                    if entry.data:
+                        _print_row(entry, output)
+            first = first and not batch
         if plan.json:
             output.out("]\n")
     return 0
@@ -77,12 +79,15 @@ async def execute(plan: _Plan, output: Output) -> int:
 
 def _member(entry: MapEntry) -> str:
     # Spelled out, because scripts have been seen to match these lines.
-    present, zero, data = (str(flag).lower() for flag in (entry.present, entry.zero, entry.data))
     text = (
-        f'{{ "start": {entry.start}, "length": {entry.length}, "depth": {entry.depth}, "present": {present}, '
-        f'"zero": {zero}, "data": {data}'
+        f'{{ "start": {entry.start}, "length": {entry.length}, "depth": {entry.depth}, '
+        f'"present": {_word(entry.present)}, "zero": {_word(entry.zero)}, "data": {_word(entry.data)}'
     )
     return text + ("}" if entry.offset is None else f', "offset": {entry.offset}}}')
+
+
+def _word(flag: bool) -> str:
+    return "true" if flag else "false"
 
 
 def _print_row(entry: MapEntry, output: Output) -> None:

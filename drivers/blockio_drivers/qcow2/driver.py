@@ -443,6 +443,10 @@ class Qcow2Driver(FormatDriver):
         """The same from the slices in memory."""
         return None if self._image.dead else self._mapping.try_map(offset, nbytes)
 
+    def try_map_many(self, offset: int, nbytes: int) -> Sequence[Extent]:
+        """What one slice in memory says."""
+        return () if self._image.dead else self._mapping.try_map_many(offset, nbytes)
+
     async def co_data_may_be_hole(self) -> bool:
         """Whether only metadata was preallocated; looked up once."""
         if self._data_may_be_hole is None:

@@ -19,6 +19,7 @@ from blockio_drivers.qcow2.tables import ALL_ALLOCATED, ALL_ZERO, COMPRESSED, CO
 
 if TYPE_CHECKING:
     from array import array
+    from collections.abc import Iterator
 
     from blockio_drivers.qcow2.tables import Geometry
 
@@ -94,6 +95,16 @@ class Entries(ABC):
     def run(self, table: array[int], at: int, stop: int) -> Run:
         """What there is from *at* on, as far as it is the same, up to *stop*."""
 
+    def runs(self, table: array[int], at: int, stop: int) -> Iterator[tuple[ExtentKind, int, int]]:
+        """One ``run`` after another from *at* to *stop*, or to an entry that cannot be true."""
+        while at < stop:
+            try:
+                kind, reach, host = self.run(table, at, stop)
+            except InvalidEntry:
+                return  # whoever asks for this one will be told
+            yield kind, reach, host
+            at += reach
+
     @abstractmethod
     def in_place(self, table: array[int], at: int, stop: int) -> Place:
         """The data of our own from *at* on, up to *stop*."""
@@ -163,6 +174,28 @@ class StandardEntries(Entries):
         if entry & ZERO:
             return Run(_ZERO, after - at, host or -1)
         return Run(_DATA, after - at, host)
+
+    def runs(self, table: array[int], at: int, stop: int) -> Iterator[tuple[ExtentKind, int, int]]:
+        odd = COMPRESSED | ZERO | self._mask
+        step = self._step
+        while at < stop:
+            entry = table[at] & _SAME
+            if not entry or entry & odd:
+                try:
+                    kind, reach, host = self.run(table, at, stop)
+                except InvalidEntry:
+                    return
+                yield kind, reach, host
+                at += reach
+                continue
+            # A plain cluster: most are, and in a fragmented disk each is alone.
+            first, host = at, entry
+            at += 1
+            entry += step
+            while at < stop and table[at] & _SAME == entry:
+                at += 1
+                entry += step
+            yield _DATA, at - first, host
 
     def in_place(self, table: array[int], at: int, stop: int) -> Place:
         entry = table[at]

@@ -233,6 +233,24 @@ class Mapping:
             return None  # the slow lane will meet it, and can tell
         return Extent(kind, length, host, self._image.file if host >= 0 else None)
 
+    def try_map_many(self, offset: int, nbytes: int) -> list[Extent]:
+        """All runs that one slice in memory tells of from *offset* on; those before an entry that is wrong."""
+        table = self._cached(offset >> self.slice_shift)
+        extents: list[Extent] = []
+        if table is None:
+            return extents
+        at, stop = self.span(offset, nbytes)
+        bits, file = self._sub_bits, self._image.file
+        inside = offset & self._sub_mask
+        left = nbytes
+        for kind, reach, host in self.entries.runs(table, at, stop):
+            length = min((reach << bits) - inside, left)
+            place = host if host < 0 or kind is _COMPRESSED else host + inside
+            extents.append(Extent(kind, length, place, file if host >= 0 else None))
+            left -= length
+            inside = 0
+        return extents
+
     def _cached(self, key: int) -> array[int] | None:
         found = self.cache.slices.get(key)
         if found is None:
