@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -149,6 +149,11 @@ class BlockDriver(ABC):
     def parse_filename(cls, filename: str) -> dict[str, Any]:
         """The options that a plain or prefixed *filename* stands for."""
         return {"filename": filename}
+
+    @classmethod
+    def join_filename(cls, options: Mapping[str, Any], children: Mapping[str, str]) -> str | None:
+        """A filter's file name, if it has one, given its *options* and the file names of its *children*."""
+        return None
 
     # -- life
 

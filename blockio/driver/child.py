@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from blockio.aio.flight import Flight
     from blockio.buffers import IoVector
+    from blockio.driver.debug import DebugListener
     from blockio.types import BlockInfo, BlockLimits, BlockStatus, PreallocMode, RequestFlags, Role
 
 __all__ = ["Child"]
@@ -60,6 +61,10 @@ class Child(Protocol):
     @property
     def can_compress(self) -> bool:
         """Whether the child takes writes with WRITE_COMPRESSED."""
+
+    @property
+    def debug_event(self) -> DebugListener | None:
+        """Where to tell what happens above the child; None where nobody wants to know. See ``driver.debug``."""
 
     def has_zero_init(self) -> bool:
         """Whether the child, if it is new, reads as zeroes without anybody writing them (a file does, a device not)."""

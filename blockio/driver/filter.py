@@ -19,13 +19,17 @@ __all__ = ["FilterDriver"]
 
 
 class FilterDriver(BlockDriver):
-    """A driver that forwards to its ``file`` child; override what the filter is for."""
+    """A driver that forwards to its child (``file``, unless it overrides ``open``); override what the filter is for."""
 
     kind = DriverKind.FILTER
     file: Child
 
     async def open(self, options: Any, opener: ChildOpener) -> None:
-        self.file = await opener.required("file", Role.FILTERED | Role.PRIMARY)
+        self.filters(await opener.required("file", Role.FILTERED | Role.PRIMARY))
+
+    def filters(self, child: Child) -> None:
+        """*child* is what passes here: for ``open`` of a filter that calls its child otherwise."""
+        self.file = child
         self.length = self.file.length
         own = self.capabilities
         self.capabilities = Capabilities(

@@ -82,9 +82,12 @@ class DriverHost(Protocol):
 class ChildOpener(Protocol):
     """How a driver gets its children while it opens. Children belong to the node and are closed with it."""
 
-    async def child(self, name: str, role: Role, *, optional: bool = False) -> Child | None:
+    async def child(
+        self, name: str, role: Role, *, optional: bool = False, filename: str | None = None
+    ) -> Child | None:
         """The child that the caller's options name (``file``, ``file.filename`` …).
 
+        *filename*: the options named the child by a file name as well, which may have a prefix.
         None where the options name none and *optional* is set, or where they say ``null``. OptionError where
         it is missing and not optional.
         """

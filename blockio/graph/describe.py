@@ -26,9 +26,13 @@ def filename_of(node: BlockNode) -> str:
 
 def exact_filename(node: BlockNode) -> str | None:
     """The file name under which opening gives *node* again, or None where there is none."""
+    cls = node.driver_class
+    if cls.kind is DriverKind.FILTER:
+        names = {edge.name: exact_filename(edge.node) for edge in node.children.values()}
+        known = {name: filename for name, filename in names.items() if filename is not None}
+        return cls.join_filename(node.options, known) if len(known) == len(names) else None
     if _strong_options(node):
         return None
-    cls = node.driver_class
     if cls.kind is DriverKind.PROTOCOL:
         if node.opened_as is not None and cls.name != "file":
             return node.opened_as
@@ -37,10 +41,10 @@ def exact_filename(node: BlockNode) -> str | None:
             return None
         # A plain path whose first part has a colon would be taken for a protocol.
         return f"file:{name}" if split_protocol(name) is not None else name
-    if cls.kind is DriverKind.FILTER or not all(edge.named_by_image for edge in _named_children(node)):
+    if not all(edge.named_by_image for edge in _named_children(node)):
         return None
     primary = node.primary
-    if primary is None or primary.node.driver_class.kind is not DriverKind.PROTOCOL or _backing_is_cut(node):
+    if primary is None or not _is_storage(primary.node) or _backing_is_cut(node):
         return None
     return exact_filename(primary.node)
 
@@ -101,6 +105,11 @@ def _strong_options(node: BlockNode) -> dict[str, Any]:
     return {
         name: value for name, value in node.options.items() if name != "filename" and (strong is None or name in strong)
     }
+
+
+def _is_storage(node: BlockNode) -> bool:
+    """Whether *node* is what an image is kept in: a protocol, or a filter that is one to its users."""
+    return node.driver_class.kind is DriverKind.PROTOCOL or bool(node.driver_class.protocols)
 
 
 def _named_children(node: BlockNode) -> list[Any]:

@@ -7,6 +7,7 @@ from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from blockio.aio.flight import no_flight
+from blockio.driver.debug import DebugDriver
 from blockio.errors import BlockError, NoMedium, UnsupportedFeature
 from blockio.types import Capability, Perm, Role
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from blockio.driver.child import Child
+    from blockio.driver.debug import DebugListener
     from blockio.graph.node import BlockNode
     from blockio.graph.path import ChildParent
     from blockio.types import BlockLimits
@@ -47,6 +49,7 @@ class Edge:
         "co_pwrite_zeroes",
         "co_pwritev",
         "co_truncate",
+        "debug_event",
         "frozen",
         "inherits",
         "name",
@@ -165,12 +168,16 @@ class Edge:
         self.try_pwritev = path.try_pwritev
         self.start_preadv = path.start_preadv
         self.start_pwritev = path.start_pwritev
+        self.debug_event: DebugListener | None = None
         if not self.attached:
             for name in _REQUESTS:
                 setattr(self, name, self._gone)
             self.try_preadv = self.try_pwritev = _no_fast_lane
             self.start_preadv = self.start_pwritev = no_flight
             return
+        driver = self.node.driver
+        if isinstance(driver, DebugDriver):
+            self.debug_event = driver.co_debug_event
         if not self.perm & _WRITES:
             for name in _WRITE_REQUESTS:
                 setattr(self, name, self._may_not_write)

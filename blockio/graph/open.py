@@ -97,7 +97,7 @@ async def _open(
     own = take_node_options(options, flags)
     cls = None if own.driver is None else find_driver(own.driver)
     if cls is not None:
-        protocol = cls.kind is DriverKind.PROTOCOL
+        protocol = cls.kind is DriverKind.PROTOCOL or bool(cls.protocols)
     if protocol:
         return await _open_protocol(where, own, cls, filename)
     return await _open_image(where, own, cls, filename)
@@ -287,7 +287,7 @@ def _refuse_unknown(cls: type[BlockDriver], left: Mapping[str, Any]) -> None:
     if not left:
         return
     name = next(iter(flatten(left)))
-    if cls.kind is DriverKind.PROTOCOL:
+    if cls.kind is DriverKind.PROTOCOL or cls.protocols:
         raise OptionError(f"Block protocol '{cls.name}' doesn't support the option '{name}'")
     raise OptionError(f"Block format '{cls.name}' does not support the option '{name}'")
 
@@ -321,17 +321,21 @@ class _Opener:
         self._where = where
         self._node = node
         self._is_format = cls.kind is DriverKind.FORMAT
+        self._has_protocol = bool(cls.protocols)
         self.options = options
         self._filename = filename
         self._below = below
         self._file = file
         self.identities: frozenset[object] = frozenset()
 
-    async def child(self, name: str, role: Role, *, optional: bool = False) -> Child | None:
+    async def child(
+        self, name: str, role: Role, *, optional: bool = False, filename: str | None = None
+    ) -> Child | None:
         """See ``ChildOpener``."""
         if name == "file" and self._below is not None:
             return self._attach(self._below, name, role, inherits=not isinstance(self._file, str))
-        filename = self._filename if name == "file" else None
+        if name == "file" and filename is None:
+            filename = self._filename
         given = self._take(name)
         if given is _MISSING or given is None or given == "":
             if filename is None:
@@ -345,7 +349,11 @@ class _Opener:
         try:
             if isinstance(given, str):
                 return await self._use(_by_reference(where, given), name, role, inherits=False)
-            opening = _open(where, dict(given), filename, self._flags(role), protocol=self._is_storage(name, role))
+            options = dict(given)
+            if filename is not None and filename.startswith("json:"):
+                options = nest({**flatten(parse_json_name(filename)), **flatten(options)})
+                filename = None
+            opening = _open(where, options, filename, self._flags(role), protocol=self._is_storage(name, role))
             return await self._use(await _open_in_task(opening), name, role)
         except BlockError as error:
             raise self._worded(error, role) from error
@@ -424,7 +432,9 @@ class _Opener:
         return inherit(self._node.flags, role, parent_is_format=self._is_format)
 
     def _is_storage(self, name: str, role: Role) -> bool:
-        return name == "file" or not may_probe(role, parent_is_format=self._is_format)
+        # A filter that is a protocol to its users stands on what such users stand on.
+        filters_storage = self._has_protocol and bool(role & Role.FILTERED)
+        return name == "file" or filters_storage or not may_probe(role, parent_is_format=self._is_format)
 
     async def _use(self, node: BlockNode, name: str, role: Role, *, inherits: bool = True) -> Edge:
         """Make *node* a child; the reference that came with it is given back, the edge has one of its own."""

@@ -20,6 +20,8 @@ from blockio.io.memory import block_memory
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from blockio.driver.debug import DebugEvent, DebugListener
+
 __all__ = ["Padding"]
 
 
@@ -56,15 +58,35 @@ class Padding:
             views.append(self.memory[self.memory.nbytes - self.tail :])
         return IoVector(views, self.end - self.start)
 
-    async def read_edges(self, read: Callable[[int, IoVector], Awaitable[None]]) -> None:
+    async def read_edges(
+        self, read: Callable[[int, IoVector], Awaitable[None]], debug_event: DebugListener | None = None
+    ) -> None:
         """The read of read-modify-write: fill ``memory`` with what the edge blocks hold.
 
         An error of *read* propagates: writing back bytes that could not be read would destroy them.
         """
         if self.merged:
+            if debug_event is not None:
+                await self._tell_merged(debug_event, "pwritev_rmw_head", "pwritev_rmw_tail")
             await read(self.start, IoVector.of(self.memory))
+            if debug_event is not None:
+                await self._tell_merged(debug_event, "pwritev_rmw_after_head", "pwritev_rmw_after_tail")
             return
         if self.head:
+            if debug_event is not None:
+                await debug_event("pwritev_rmw_head")
             await read(self.start, IoVector.of(self.memory[: self._align]))
+            if debug_event is not None:
+                await debug_event("pwritev_rmw_after_head")
         if self.tail:
+            if debug_event is not None:
+                await debug_event("pwritev_rmw_tail")
             await read(self.end - self._align, IoVector.of(self.memory[self.memory.nbytes - self._align :]))
+            if debug_event is not None:
+                await debug_event("pwritev_rmw_after_tail")
+
+    async def _tell_merged(self, debug_event: DebugListener, head: DebugEvent, tail: DebugEvent) -> None:
+        if self.head:
+            await debug_event(head)
+        if self.tail:
+            await debug_event(tail)

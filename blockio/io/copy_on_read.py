@@ -63,8 +63,10 @@ async def read_and_keep(io: NodeIO, start: int, end: int, offset: int, iov: IoVe
 async def _keep(io: NodeIO, offset: int, kept: IoVector) -> None:
     ok = False
     try:
+        if io.debug_event is not None:
+            await io.debug_event("cor_write")
         if io.driver().capabilities.write_zeroes is Capability.NATIVE and kept.is_zero():
-            await zero.zero_blocks(io, offset, kept.nbytes, _UNCHANGED)
+            await zero.zero_unseen(io, offset, kept.nbytes, _UNCHANGED)
         else:
             await data.write_through(io, offset, kept, _UNCHANGED)
         ok = True

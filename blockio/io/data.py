@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from blockio.driver.base import BlockDriver
+    from blockio.driver.debug import DebugListener
     from blockio.io.node_io import NodeIO
     from blockio.types import BlockLimits
 
@@ -62,6 +63,8 @@ async def write_blocks(io: NodeIO, offset: int, iov: IoVector, flags: int) -> bo
 
     True: FUA is wanted and the driver has none of its own, so a flush must follow once the write is counted.
     """
+    if io.debug_event is not None:
+        return await _write_observed(io, io.debug_event, offset, iov, flags)
     if not flags and io.maps_writes is None and _fits(io.limits, iov):
         await wall.pwritev(io.driver(), io.limits, offset, iov, 0)  # what most writes are, without further ado
         return False
@@ -69,6 +72,21 @@ async def write_blocks(io: NodeIO, offset: int, iov: IoVector, flags: int) -> bo
         await _write_compressed(io.driver(), offset, iov)
     else:
         await write_through(io, offset, iov, flags)
+    return bool(flags & _FUA) and not io.native_fua
+
+
+async def _write_observed(io: NodeIO, debug_event: DebugListener, offset: int, iov: IoVector, flags: int) -> bool:
+    """``write_blocks`` of a node whose driver listens: told before the write, and after it whatever became of it."""
+    try:
+        if flags & _COMPRESSED:
+            await _write_compressed(io.driver(), offset, iov)
+        else:
+            await debug_event("pwritev")
+            await write_through(io, offset, iov, flags)
+    except OSError:
+        await debug_event("pwritev_done")
+        raise
+    await debug_event("pwritev_done")
     return bool(flags & _FUA) and not io.native_fua
 
 

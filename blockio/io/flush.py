@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from blockio.driver.debug import tell
 from blockio.io import wall
 from blockio.types import Perm
 
@@ -25,10 +26,15 @@ async def flush(io: NodeIO) -> None:
     turn = io.flushes.enter(0, 1, serialising=True)
     try:
         await io.flushes.wait(turn)
+        primary = io.node.primary
+        if primary is not None:
+            await tell(primary, "flush_to_os")
         driver = io.driver()
         await wall.called(driver, "co_flush_to_os", driver.co_flush_to_os())
         to_disk = not io.node.flags.cache_no_flush
         if to_disk and io.flushed_gen != generation:
+            if primary is not None:
+                await tell(primary, "flush_to_disk")
             driver = io.driver()
             await wall.called(driver, "co_flush_to_disk", driver.co_flush_to_disk())
         await _flush_children(io)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from blockio.buffers import IoVector
+from blockio.driver.debug import tell
 from blockio.io.memory import zero_vector
 from blockio.io.shield import shielded
 from blockio.io.workers import Workers
@@ -96,10 +97,13 @@ async def _read_extent(driver: FormatDriver, extent: Extent, offset: int, part: 
     kind = extent.kind
     if kind is _DATA:
         assert extent.child is not None  # ``locate`` looked
+        if driver.file.debug_event is not None:
+            await driver.file.debug_event("read_aio")
         await extent.child.co_preadv(extent.host_offset, part)
     elif kind is _COMPRESSED:
         await driver.co_read_compressed(offset, part, extent)
     elif kind is _UNALLOCATED and driver.backing is not None:
+        await tell(driver.file, "read_backing_aio")
         await driver.backing.co_preadv(offset, part)  # past the backing file's end this reads zeroes
     else:
         part.fill_zero()
@@ -153,10 +157,16 @@ async def _store(driver: FormatDriver, allocation: Allocation, data: IoVector) -
     """Write *data* into *allocation* with what belongs around it, and link it."""
     try:
         host_offset = allocation.host_offset
+        copied = False
         if allocation.cow_head or allocation.cow_tail:
             head, tail = await old_content(driver, allocation)
+            copied = head.nbytes + tail.nbytes > 0
             host_offset -= head.nbytes
             data = head.concat(data, tail)
+        if driver.file.debug_event is not None:
+            await driver.file.debug_event("write_aio")
+            if copied:
+                await driver.file.debug_event("cow_write")
         await allocation.child.co_pwritev(host_offset, data)
     except BaseException as error:
         await abandon(allocation, error)
@@ -212,6 +222,7 @@ async def _old(driver: FormatDriver, offset: int, nbytes: int, *, nothing: bool 
     inside = min(nbytes, driver.length - offset)
     if nothing or inside <= 0:
         return zero_vector(nbytes)
+    await tell(driver.file, "cow_read")
     memory = memoryview(bytearray(nbytes))
     await _read(driver, offset, IoVector([memory[:inside]], inside))
     return IoVector([memory], nbytes)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from blockio.aio.context import on_new_stack
 from blockio.aio.flight import no_flight
 from blockio.driver.base import BlockDriver, FormatDriver
+from blockio.driver.debug import DebugDriver
 from blockio.errors import NoMedium, ReadOnly, UnsupportedFeature
 from blockio.graph.drain import RequestScope, current_requests
 from blockio.io import copy, data, discard, flush, status, truncate, zero
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from blockio.aio.flight import Flight
     from blockio.buffers import IoVector
+    from blockio.driver.debug import DebugListener
     from blockio.graph.edge import Edge
     from blockio.graph.node import BlockNode
 
@@ -92,6 +94,7 @@ class NodeIO:
         "_try_write",
         "_unmarked_write",
         "cluster_size",
+        "debug_event",
         "flushed_gen",
         "flushes",
         "height",
@@ -127,6 +130,8 @@ class NodeIO:
         self.maps_writes: FormatDriver | None = None
         self.maps_status: FormatDriver | None = None
         self.native_fua = False
+        self.debug_event: DebugListener | None = None
+        """Where the driver hears what happens to its node's requests; None where it does not care."""
         self.marks = False
         """There are dirty bitmaps to record writes in."""
         self.height = 0
@@ -297,7 +302,7 @@ class NodeIO:
                 await tracked.wait(ticket, no_wait=bool(flags & _NO_WAIT))
             try:
                 if padding is not None:
-                    await padding.read_edges(self._read_blocks)
+                    await padding.read_edges(self._read_blocks, self.debug_event)
                     iov = padding.around(iov)
                 needs_flush = await data.write_blocks(self, start, iov, flags)
                 ok = True
@@ -357,7 +362,7 @@ class NodeIO:
                 if padding is None:
                     needs_flush = await zero.zero_blocks(self, offset, nbytes, flags)
                 else:
-                    await padding.read_edges(self._read_blocks)
+                    await padding.read_edges(self._read_blocks, self.debug_event)
                     needs_flush = await zero.zero_padded(self, padding, flags)
                 ok = True
             finally:
@@ -543,6 +548,7 @@ class NodeIO:
         node = self.node
         driver = node.driver
         self.marks = bool(node.dirty_bitmaps)
+        self.debug_event = driver.co_debug_event if isinstance(driver, DebugDriver) else None
         self._lane_read = self._lane_write = _never
         self._start_read = self._start_write = no_flight
         self._sized = _Nothing()

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from blockio.io.node_io import NodeIO
     from blockio.types import BlockLimits
 
-__all__ = ["check_end", "touched", "zero_blocks", "zero_padded"]
+__all__ = ["check_end", "touched", "zero_blocks", "zero_padded", "zero_unseen"]
 
 _FUA: Final = int(RequestFlags.FUA)
 _NO_FALLBACK: Final = int(RequestFlags.NO_FALLBACK)
@@ -61,6 +61,20 @@ async def zero_blocks(io: NodeIO, offset: int, nbytes: int, flags: int) -> bool:
     FUA costs one flush behind the last fragment: True asks the caller for it. Only where the driver has an FUA of its
     own each fragment carries it, because then nothing else would make the earlier ones durable.
     """
+    if io.debug_event is not None:
+        await io.debug_event("pwritev_zero")
+        try:
+            needs_flush = await zero_unseen(io, offset, nbytes, flags)
+        except OSError:
+            await io.debug_event("pwritev_done")
+            raise
+        await io.debug_event("pwritev_done")
+        return needs_flush
+    return await zero_unseen(io, offset, nbytes, flags)
+
+
+async def zero_unseen(io: NodeIO, offset: int, nbytes: int, flags: int) -> bool:
+    """As ``zero_blocks``, for what is no debug event: a part of a larger operation."""
     driver = io.driver()
     own = int(driver.capabilities.zero_flags)
     level = driver.capabilities.write_zeroes

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from blockio.aio.context import AioContext
     from blockio.aio.flight import Flight
     from blockio.driver.child import Child
+    from blockio.driver.debug import DebugListener
     from blockio.driver.host import FrozenChain
 
 __all__ = ["MemoryChild", "MemoryHost", "MemoryOpener"]
@@ -51,6 +52,7 @@ class MemoryChild:
         self.filename = f"memory:{name}"
         self.driver_name = "memory"
         self.can_compress = False
+        self.debug_event: DebugListener | None = None
         self.limits = BlockLimits()
         self.read_only = False
         self.fast = True
@@ -224,7 +226,9 @@ class MemoryOpener:
         self.children = {name.replace("_", "-"): child for name, child in children.items()}
         self.asked: list[dict[str, Any]] = []
 
-    async def child(self, name: str, role: Role, *, optional: bool = False) -> Child | None:
+    async def child(
+        self, name: str, role: Role, *, optional: bool = False, filename: str | None = None
+    ) -> Child | None:
         """The given child of that name."""
         found = self.children.get(name)
         if found is None and not optional:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from blockio.buffers import IoVector
     from blockio.driver.base import ChildOpener
     from blockio.driver.child import Child
+    from blockio.driver.debug import DebugListener
     from blockio.types import BlockInfo, BlockLimits, BlockStatus, PreallocMode, RequestFlags, Role
 
 __all__ = ["PassingChild", "PausingChild", "Wrap", "WrapFilter", "wrapped"]
@@ -85,6 +86,11 @@ class PassingChild:
     def can_compress(self) -> bool:
         """The child's."""
         return self.child.can_compress
+
+    @property
+    def debug_event(self) -> DebugListener | None:
+        """The child's."""
+        return self.child.debug_event
 
     def has_zero_init(self) -> bool:
         """The child's."""

@@ -176,6 +176,8 @@ class RawDriver(FormatDriver):
         raise BlockError(errno=errno.ENOSPC)
 
     async def co_preadv(self, offset: int, iov: IoVector, flags: RequestFlags | int) -> None:
+        if self.file.debug_event is not None:
+            await self.file.debug_event("read_aio")
         await self.file.co_preadv(offset + self.offset, iov, flags)
 
     async def co_pwritev(self, offset: int, iov: IoVector, flags: RequestFlags | int) -> None:
@@ -183,6 +185,8 @@ class RawDriver(FormatDriver):
             self._refuse_beyond()
         if offset < _SECTOR and self.host.probed:
             iov = self._checked_first_sector(iov)
+        if self.file.debug_event is not None:
+            await self.file.debug_event("write_aio")
         await self.file.co_pwritev(offset + self.offset, iov, flags)
         self._reached(offset + iov.nbytes)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from blockio.cli.img.commands import COMMANDS
 from blockio.cli.img.getopt import CommandLine, UsageError
@@ -11,6 +10,7 @@ from blockio.cli.img.objects import define_object
 from blockio.cli.img.snapshots import shown, snapshot_lines
 from blockio.cli.img.tool import ImageChoice, json_mode
 from blockio.cli.output import human_size, json_pretty
+from blockio.cli.specific import ordered_specific, specific_lines
 from blockio.img.describing import info, info_chain
 
 if TYPE_CHECKING:
@@ -20,20 +20,6 @@ if TYPE_CHECKING:
     from blockio.img.results import ImageInfo
 
 __all__ = ["execute", "prepare"]
-
-# The order in which qemu-img prints these members; readers of JSON do not mind, differences of texts do.
-_SPECIFIC_ORDER: Final = (
-    "compat",
-    "compression-type",
-    "lazy-refcounts",
-    "bitmaps",
-    "refcount-bits",
-    "data-file",
-    "encrypt",
-    "data-file-raw",
-    "corrupt",
-    "extended-l2",
-)
 
 
 class _Plan(NamedTuple):
@@ -94,7 +80,7 @@ def _members(image: ImageInfo) -> dict[str, Any]:
         "cluster-size": image.cluster_size,
         "format": image.format,
         "actual-size": image.actual_size,
-        "format-specific": _specific(image.format_specific),
+        "format-specific": ordered_specific(image.format_specific),
         "full-backing-filename": image.full_backing_filename,
         "encrypted": image.encrypted or None,
         "backing-filename": image.backing_filename,
@@ -115,14 +101,6 @@ def _snapshot_members(snapshot: SnapshotInfo) -> dict[str, Any]:
         "vm-state-size": snapshot.vm_state_size,
     }
     return {name: value for name, value in members.items() if value is not None}
-
-
-def _specific(specific: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    if specific is None:
-        return None
-    data = specific["data"]
-    known = {name: data[name] for name in _SPECIFIC_ORDER if name in data}
-    return {"type": specific["type"], "data": known | {name: data[name] for name in data if name not in known}}
 
 
 # -- text
@@ -152,26 +130,7 @@ def _text(image: ImageInfo) -> str:
             lines.append(f"backing file format: {image.backing_filename_format}")
     if image.snapshots:
         lines += snapshot_lines(image.snapshots)
-    specific = _specific(image.format_specific)
-    if specific is not None:
+    if image.format_specific is not None:
         lines.append("Format specific information:")
-        lines += _indented(specific["data"], 1)
+        lines += specific_lines(image.format_specific)
     return "\n".join(lines) + "\n"
-
-
-def _indented(value: Mapping[str, Any] | list[Any], level: int) -> list[str]:
-    """A tree as lines; names have spaces where JSON has hyphens."""
-    pad = "    " * level
-    if isinstance(value, Mapping):
-        items = [(name.replace("-", " "), item) for name, item in value.items()]
-    else:
-        items = [(f"[{index}]", item) for index, item in enumerate(value)]
-    lines: list[str] = []
-    for name, item in items:
-        if isinstance(item, (Mapping, list, tuple)):
-            lines.append(f"{pad}{name}:")
-            lines += _indented(item if isinstance(item, Mapping) else list(item), level + 1)
-        else:
-            shown = ("true" if item else "false") if isinstance(item, bool) else str(item)
-            lines.append(f"{pad}{name}: {shown}")
-    return lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator, Mapping
 from typing import Final
 
@@ -11,8 +12,9 @@ from blockio.cli.io.figures import number, size_text, strtol
 from blockio.cli.io.getopt import GetOpt
 from blockio.cli.io.language import ANY, Command, Words, commands, find, register, usage
 from blockio.cli.io.opening import Opening, open_image, set_aio, set_cache, set_discard
-from blockio.cli.io.session import Session, Spoken, Usage
+from blockio.cli.io.session import CommandFailed, Session, Spoken, Usage
 from blockio.cli.output import Output
+from blockio.cli.specific import specific_lines
 from blockio.driver.options import flatten, nest, parse_image_opts
 from blockio.errors import BlockError, OptionError
 from blockio.graph.flags import take_node_options
@@ -47,6 +49,24 @@ async def _truncate(session: Session, words: Words) -> None:
     await session.image.co_truncate(number(options.operands[0]), exact=False, prealloc=prealloc)
 
 
+async def _info(session: Session, words: Words) -> None:
+    node = session.image.bs
+    assert node is not None  # the session's image always has a root
+    driver = node.driver
+    if driver is None:
+        raise BlockError(errno=errno.ENOMEDIUM)
+    session.out(f"format name: {driver.name}\n")
+    try:
+        about = await node.path.co_get_info()
+    except BlockError as error:
+        raise CommandFailed from error  # the real tool says no more either
+    session.out(f"cluster size: {size_text(about.cluster_size)}\n")
+    session.out(f"vm state offset: {size_text(about.vm_state_offset)}\n")
+    specific = driver.specific_info()
+    if specific is not None:
+        session.out("Format specific information:\n" + "".join(f"{line}\n" for line in specific_lines(specific)))
+
+
 async def _areas(blk: BlockBackend, offset: int, end: int) -> AsyncIterator[tuple[bool, int, int]]:
     """Runs of ``(allocated in this layer, offset, length)``, neighbours of one kind joined."""
     start, known = offset, False
@@ -73,7 +93,7 @@ async def _map(session: Session, words: Words) -> None:
                 f" at offset {size_text(offset)} (0x{offset:x})\n"
             )
     except BlockError as error:
-        raise BlockError("Failed to get allocation status", error.errno) from error
+        raise error.prefixed("Failed to get allocation status: ") from error
 
 
 async def _alloc(session: Session, words: Words) -> None:
@@ -212,6 +232,7 @@ async def _help(session: Session, words: Words) -> None:
         session.out(f"\n{found.details}\n")
 
 
+register(Command("info", _info, "prints information about the current file", "", alias="i"))
 register(Command("length", _length, "gets the length of the current file", alias="l"))
 register(
     Command(

@@ -34,8 +34,8 @@ class Opening:
     filename: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     """Flat or nested; a later one wins over an earlier one."""
-    flags: OpenFlags = field(default_factory=lambda: OpenFlags(unmap=True))
-    """Discards are passed on unless told otherwise (``-d``): the language is there to try them."""
+    flags: OpenFlags = field(default_factory=lambda: OpenFlags(unmap=True, cache_writeback=False))
+    """Discards are passed on unless told otherwise (``-d``), and writes are flushed unless ``-t`` says when not to."""
     aio: str | None = None
     snapshot: bool = False
     copy_on_read: bool = False

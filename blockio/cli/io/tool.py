@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from blockio.cli.io import image, queued, requests  # noqa: F401  # importing them fills the table of commands
+from blockio.cli.io.breakpoints import show_suspensions
 from blockio.cli.io.getopt import GetOpt, OptionMistake
 from blockio.cli.io.image import option_list
 from blockio.cli.io.language import perform
@@ -198,6 +199,7 @@ async def run(plan: Plan, lines: LineSource | None = None) -> int:
     output = plan.output
     session = Session(output, misalign=plan.misalign)
     show_warnings(output)
+    show_suspensions(output)
     status = 0
     try:
         if plan.opening is not None:

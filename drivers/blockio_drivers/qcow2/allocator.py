@@ -98,6 +98,7 @@ class Allocator:
         self._hint = 0
         self.packed_end = 0
         nbytes = header.refcount_table_clusters << self._bits
+        await self._image.event("reftable_load")
         self.table = table_from_bytes(await self._image.read(header.refcount_table_offset, nbytes))
         self._find_blocks_end()
 
@@ -134,6 +135,7 @@ class Allocator:
         return block + (key & ((1 << shift) - 1)) * self.cache.slice_bytes
 
     async def _load(self, key: int) -> bytearray:
+        await self._image.event("refblock_load")
         # "0: the refcount block is not allocated; all refcounts it would describe are 0"
         at = self._block_offset(key)
         return await self._image.read(at, self.cache.slice_bytes) if at else bytearray(self.cache.slice_bytes)
@@ -167,6 +169,7 @@ class Allocator:
                 at = self._block_offset(found.key)
                 for start, stop in cache.runs(pages):
                     self._image.guard.check(at + start, stop - start, "refcount block")
+                    await self._image.event("refblock_update_part")
                     await self._image.write(at + start, found.table[start:stop])
                 done += 1
         finally:
@@ -199,6 +202,7 @@ class Allocator:
                     return  # the table moved, and took all entries along
                 for offset, payload in writes:
                     self._image.guard.check(offset, len(payload), "refcount table")
+                    await self._image.event("refblock_alloc_hookup")
                     await self._image.write(offset, payload)
         except BaseException:
             self._dirty_entries |= taken
@@ -212,6 +216,7 @@ class Allocator:
         Raises BlockError EFBIG where the file would outgrow the format, Corruption where a cluster that counts as
         free is metadata, and any I/O error; then, and when cancelled, nothing was handed out.
         """
+        await self._image.event("cluster_alloc")
         async with self._lock:
             return await self.allocate_locked(count, what)
 
@@ -261,6 +266,7 @@ class Allocator:
 
     async def _take(self, first: int, count: int, blocks: list[int]) -> None:
         """Raise the refcounts of *count* clusters and of the new *blocks* that follow them."""
+        await self._image.event("refblock_alloc")
         total = count + len(blocks)
         pinned: list[Slice[bytearray]] = []
         try:
@@ -269,6 +275,7 @@ class Allocator:
                 found.pins += 1
                 pinned.append(found)
             if blocks:
+                await self._image.event("refblock_alloc_write")
                 await self._image.write_zeroes((first + count) << self._bits, len(blocks) << self._bits)
             # No await from here on: all or nothing.
             for place, index in enumerate(blocks):
@@ -355,6 +362,7 @@ class Allocator:
         in memory or on disk has changed but bytes that belong to nobody.
         """
         image = self._image
+        await image.event("reftable_grow")
         bits, block_bits = self._bits, self._block_bits
         first = len(self.table) << block_bits
         per_cluster = image.geometry.cluster_size // 8
@@ -383,9 +391,12 @@ class Allocator:
         async with self._writing:
             # The new table names blocks that the old one on disk may not name yet: they must be stable as well.
             await self._write_blocks()
+            await image.event("refblock_alloc_write_blocks")
             await image.write(offset, counts)
+            await image.event("refblock_alloc_write_table")
             await image.write(offset + len(counts), table_to_bytes(table))
             await image.barrier()
+            await image.event("refblock_alloc_switch_table")
             # Cancelled in between, the header would name a table that memory does not have.
             await finish(self._switch_table(table, offset + len(counts), clusters, range(first, first + blocks)))
 
@@ -462,6 +473,8 @@ class Allocator:
 
     async def _lower(self, freed: deque[Freed]) -> None:
         per = 1 << self._slice_bits
+        if freed:
+            await self._image.event("cluster_free")
         while freed:
             first, count, discard = freed[0]
             found = await self.cache.get(first >> self._slice_bits)

@@ -88,6 +88,7 @@ class CompressedReader:
         size = image.geometry.cluster_size
         self._must_be_small()
         where = image.geometry.compressed(descriptor)
+        await image.event("read_compressed")
         data = await image.read(where.offset, where.nbytes)
         kind = image.header.compression_type
         if size <= _INLINE and not self._busy:

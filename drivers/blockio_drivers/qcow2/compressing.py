@@ -234,9 +234,12 @@ class CompressedWriter:
         hold = self._writer.locks.hold(offset, len(packed) << self._bits)
         found.pins += 1
         try:
+            await self._image.event("cluster_alloc_bytes")
             places = await self._packer.place(sizes)
+            await self._image.event("l2_update_compressed")
             if turn is not None:
                 turn.pass_on()
+            await self._image.event("write_compressed")
             await self._write(places, packed)
         except BaseException:
             self._packer.give_back(places, sizes)

@@ -151,8 +151,8 @@ class Qcow2Driver(FormatDriver):
     async def _read_header(self) -> Header:
         flags = self.host.flags
         length = await self.file.co_getlength()
-        head = await self._read(0, min(length, 512))
-        data = await self._read(0, min(length, header_area(head)))
+        head = await _worded("Could not read qcow2 header", self._read(0, min(length, 512)))
+        data = await _worded("Could not read qcow2 header", self._read(0, min(length, header_area(head))))
         return Header.decode(
             data,
             file_length=length,
@@ -238,8 +238,8 @@ class Qcow2Driver(FormatDriver):
 
     async def _load(self) -> None:
         """Read what is kept in memory whole: L1 and refcount table."""
-        await self._allocator.open()
-        await self._mapping.open()
+        await _worded("Could not initialize refcount handling", self._allocator.open())
+        await _worded("Could not read L1 table", self._mapping.open())
         if not self.host.flags.check:
             await self._snapshots.open()
         self._compressed.cache.drop()
@@ -505,6 +505,7 @@ class Qcow2Driver(FormatDriver):
         await self._signalling(self._empty())
 
     async def _empty(self) -> None:
+        await self._image.event("empty_image_prepare")
         clusters = -(-self.length // self._image.geometry.cluster_size)
         await self._discarder.crop(0, clusters * self._image.geometry.cluster_size)
         for index in range(len(self._image.l1)):
@@ -724,3 +725,13 @@ class Qcow2Driver(FormatDriver):
 
 def _let_go(retired: GracePeriod[Freed], token: int, ok: bool) -> None:
     retired.exit(token)
+
+
+async def _worded(what: str, work: Awaitable[T]) -> T:
+    """Await *work*; its failure says *what* could not be done."""
+    try:
+        return await work
+    except CorruptImage:
+        raise  # it says what is wrong
+    except BlockError as error:
+        raise error.prefixed(f"{what}: ") from error

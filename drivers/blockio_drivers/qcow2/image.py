@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from blockio.aio.grace import GracePeriod
 from blockio.buffers import IoVector
+from blockio.driver.debug import tell
 from blockio.errors import CorruptImage
 from blockio.types import HostOffset
 from blockio_drivers.qcow2.header import (
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from blockio.driver.base import DriverHost
     from blockio.driver.child import Child
+    from blockio.driver.debug import DebugEvent
     from blockio_drivers.qcow2.extensions import BitmapsExtension
     from blockio_drivers.qcow2.header import Header
     from blockio_drivers.qcow2.overlap import OverlapGuard
@@ -161,6 +163,10 @@ class Image:
             await self.file.co_pwrite_zeroes(offset, nbytes)
         finally:
             self.unstable = True
+
+    async def event(self, event: DebugEvent) -> None:
+        """*event* happens: whoever listens below hears of it, and may hold us up. See ``blockio.driver.debug``."""
+        await tell(self.file, event)
 
     async def barrier(self) -> None:
         """What was written before is on stable storage when this returns; costs nothing where it already is."""

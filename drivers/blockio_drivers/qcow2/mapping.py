@@ -122,6 +122,7 @@ class Mapping:
         return table + (key & ((1 << self._table_shift) - 1)) * self.cache.slice_bytes
 
     async def _load(self, key: int) -> array[int]:
+        await self._image.event("l2_load")
         # The table may be copied elsewhere meanwhile; this one's clusters stay until we have read it.
         token = self._image.retired.enter()
         try:
@@ -160,9 +161,11 @@ class Mapping:
         room = await self._allocator.allocate(1, "L2 table")
         try:
             if old:
+                await image.event("l2_alloc_cow_read")
                 await image.write(room.offset, await image.read(old, self._cluster))
             else:
                 await image.write_zeroes(room.offset, self._cluster)
+            await image.event("l2_alloc_write")
         except BaseException:
             self._allocator.give_back(room.offset >> self._bits, 1)
             raise

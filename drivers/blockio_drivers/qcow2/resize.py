@@ -123,16 +123,19 @@ class Resizer:
         nbytes = entries * 8
         count = image.geometry.clusters(nbytes)
         async with self._write_back.exclusive():
+            await image.event("l1_grow_alloc_table")
             room = await allocator.allocate(count, "L1 table")
             try:
                 table = image.l1[:]
                 table.extend(0 for _ in range(entries - len(table)))
                 if image.lazy:
                     await image.mark_dirty()
+                await image.event("l1_grow_write_table")
                 await image.write(room.offset, table_to_bytes(table).ljust(count << bits, b"\0"))
                 # The table may name L2 tables that only memory knew; their refcounts must be stable too.
                 await allocator.write()
                 await image.barrier()
+                await image.event("l1_grow_activate_table")
             except BaseException:
                 allocator.give_back(room.offset >> bits, count)
                 raise
@@ -233,8 +236,10 @@ class Resizer:
     async def _shrink(self, length: int) -> None:
         image, geometry = self._image, self._image.geometry
         await self._drop_from(geometry.clusters(length) << geometry.cluster_bits)
+        await image.event("l1_shrink_write_table")
         await self._write_back.run()
         await image.barrier()
+        await image.event("l1_shrink_free_l2_clusters")
         await image.set_size(length)
         await self.cut_file()
 

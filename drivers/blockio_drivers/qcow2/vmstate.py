@@ -47,6 +47,7 @@ class MachineState:
     async def save(self, iov: IoVector, pos: int) -> None:
         """Keep *iov* at *pos*. LimitExceeded (EFBIG) where the L1 table would get too large; any I/O error."""
         start = self._at(pos, iov.nbytes)
+        await self._image.event("vmstate_save")
         await self._resizer.reach(start + iov.nbytes)
         done = 0
         while done < iov.nbytes:
@@ -66,6 +67,7 @@ class MachineState:
 
     async def load(self, iov: IoVector, pos: int) -> None:
         """Fill *iov* from *pos*; what was never saved reads as zeroes."""
+        await self._image.event("vmstate_load")
         token = self._image.retired.enter()
         try:
             iov.copy_from(memoryview(await self._read(self._at(pos, iov.nbytes), iov.nbytes)))

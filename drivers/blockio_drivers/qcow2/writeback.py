@@ -91,10 +91,12 @@ class WriteBack:
             if dependent:
                 await image.barrier()
             for writes in l2_writes:
+                await image.event("l2_update")
                 await self._write(writes)
                 done += 1
             if l1_writes:
                 await image.barrier()
+                await image.event("l1_update")
                 await self._write(l1_writes)
             l1_done = True
             if drops:
