@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.layers import layers
+from benchmarks.metadata import metadata
 from benchmarks.programs import have, versions
 from benchmarks.suite import Scale, compressed, convert, reads, start_up
 from benchmarks.table import render
@@ -21,6 +22,7 @@ SUITES: Final[dict[str, Callable[[Path, Scale], Iterator[Workload]]]] = {
     "layers": layers,
     "convert": convert,
     "compressed": compressed,
+    "metadata": metadata,
     "start-up": start_up,
 }
 
@@ -44,9 +46,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="blockio-bench.", dir=folder) as where:
         try:
             for name in arguments.suite or SUITES:
-                rounds = {"convert": scale.convert_rounds, "compressed": 3, "start-up": scale.start_rounds}.get(
-                    name, scale.rounds
-                )
+                rounds = {
+                    "convert": scale.convert_rounds,
+                    "compressed": 3,
+                    "metadata": 3,
+                    "start-up": scale.start_rounds,
+                }.get(name, scale.rounds)
                 for workload in SUITES[name](Path(where), scale):
                     done.append(workload)
                     run_rounds(workload, rounds, tell)

@@ -15,7 +15,7 @@ from benchmarks.programs import BLOCKIO, bench_seconds, have, measured, warm
 from benchmarks.readers import BLOCK, STEP
 from benchmarks.workload import Contender, Workload
 
-__all__ = ["Scale", "compressed", "convert", "reads", "start_up"]
+__all__ = ["MIB", "Scale", "compressed", "convert", "reads", "start_up"]
 
 MIB: Final = 1 << 20
 RSS_LIMIT: Final = 128 * MIB
@@ -32,11 +32,12 @@ class Scale:
     convert_disk: int = 2048 * MIB
     convert_rounds: int = 5
     start_rounds: int = 15
+    clusters: int = 1 << 20
 
     @classmethod
     def quick(cls) -> Scale:
         """Seconds instead of minutes."""
-        return cls(3, 64 * MIB, 30_000, 1_000, 512 * MIB, 3, 7)
+        return cls(3, 64 * MIB, 30_000, 1_000, 512 * MIB, 3, 7, 1 << 17)
 
 
 def make_disk(path: Path, size: int, share: float) -> None:

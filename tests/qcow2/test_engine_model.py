@@ -183,6 +183,20 @@ async def test_a_large_cluster_costs_slices_not_tables() -> None:
             assert await disk.read(index * (20 << 30), 512) == b"x" * 512
 
 
+@pytest.mark.parametrize("extended", [False, True])
+async def test_random_writes_into_a_huge_disk_stay_within_the_caches(extended: bool) -> None:
+    """4 KiB at a time all over 64 GiB: each needs a table of its own, and no more of them are held than was said."""
+    rnd = random.Random(64)
+    child = await new_image(64 << 30, cluster_size=16384, extended_l2=extended)
+    async with open_disk(child, l2_cache_size=256 << 10, refcount_cache_size=64 << 10) as disk:
+        for _ in range(300):
+            await disk.write(rnd.randrange(64 << 18) << 12, b"x" * 4096)
+            for found in (disk.driver.statistics()[name] for name in ("l2", "refcount")):
+                assert found.cached <= found.capacity
+        assert disk.driver.statistics()["l2"].evictions > 200
+    check_image(child.data)
+
+
 async def test_read_only_changes_nothing() -> None:
     child = await new_image(1 << 20)
     before = bytes(child.data)
