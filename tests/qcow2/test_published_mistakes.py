@@ -60,7 +60,7 @@ async def test_the_last_entry_of_each_table_is_in_it_and_the_next_is_not(extende
 
 
 async def test_a_table_as_large_as_its_limit_is_taken_and_one_entry_more_is_not() -> None:
-    """The L1 table at 32 MiB: the bound itself is allowed. (``test_snapshots`` has the one for snapshots.)"""
+    """The L1 table at 32 MiB: the bound itself is allowed. (``test_snapshot_rules`` has the one for snapshots.)"""
     child = await new_image(1 << 20, cluster_size=CLUSTER)
     put(child, 36, (32 << 20) // 8, 4)
     put(child, 40, 1 << 20)
