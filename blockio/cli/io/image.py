@@ -232,7 +232,7 @@ async def _help(session: Session, words: Words) -> None:
         session.out(f"\n{found.details}\n")
 
 
-register(Command("info", _info, "prints information about the current file", "", alias="i"))
+register(Command("info", _info, "prints information about the current file", alias="i"))
 register(Command("length", _length, "gets the length of the current file", alias="l"))
 register(
     Command(
