@@ -26,7 +26,7 @@ from blockio.driver.block import (
 )
 from blockio.driver.filter import FilterDriver
 from blockio.driver.format import Allocation, FormatDriver
-from blockio.driver.host import ChildOpener, CreateTarget, DriverHost, FrozenChain
+from blockio.driver.host import ChildOpener, CreateTarget, DriverHost, FrozenChain, Measurement, MeasureSource
 from blockio.driver.protocol import ProtocolDriver
 
 __all__ = [
@@ -42,6 +42,8 @@ __all__ = [
     "FilterDriver",
     "FormatDriver",
     "FrozenChain",
+    "MeasureSource",
+    "Measurement",
     "NoOptions",
     "ProtocolDriver",
     "ReopenState",

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from blockio.aio.context import AioContext
     from blockio.aio.flight import Flight
     from blockio.buffers import IoVector
-    from blockio.driver.host import ChildOpener, DriverHost
+    from blockio.driver.host import ChildOpener, DriverHost, Measurement, MeasureSource
     from blockio.driver.snapshots import SnapshotInfo
 
 __all__ = [
@@ -154,6 +154,11 @@ class BlockDriver(ABC):
     def join_filename(cls, options: Mapping[str, Any], children: Mapping[str, str]) -> str | None:
         """A filter's file name, if it has one, given its *options* and the file names of its *children*."""
         return None
+
+    @classmethod
+    async def co_measure(cls, options: Any, source: MeasureSource | None) -> Measurement:
+        """How large a new image of *options* (a ``CreateOptions``) gets, empty or with what *source* holds."""
+        raise UnsupportedFeature(f"Block driver '{cls.name}' does not support size measurement")
 
     # -- life
 

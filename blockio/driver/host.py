@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Protocol
+
+import msgspec
 
 if TYPE_CHECKING:
     from blockio.aio.context import AioContext
@@ -11,7 +14,7 @@ if TYPE_CHECKING:
     from blockio.driver.child import Child
     from blockio.types import Limits, OpenFlags, Role
 
-__all__ = ["ChildOpener", "CreateTarget", "DriverHost", "FrozenChain"]
+__all__ = ["ChildOpener", "CreateTarget", "DriverHost", "FrozenChain", "MeasureSource", "Measurement"]
 
 
 class DriverHost(Protocol):
@@ -131,3 +134,25 @@ class CreateTarget(Protocol):
 
     def open_image(self) -> AbstractAsyncContextManager[Child]:
         """Open the image just written with its own driver; the child holds WRITE and RESIZE on it."""
+
+
+class Measurement(msgspec.Struct, frozen=True):
+    """How many bytes a new image takes."""
+
+    required: int
+    """With the data there is."""
+    fully_allocated: int
+    """When every byte has been written."""
+    bitmaps: int | None = None
+    """What the persistent bitmaps of the source take beside that; None where there can be none."""
+
+
+class MeasureSource(Protocol):
+    """A disk whose content a new image would get."""
+
+    length: int
+    bitmaps: Sequence[tuple[str, int]] | None
+    """Name and granularity of each persistent bitmap; None where the disk's format knows none."""
+
+    def data(self) -> AsyncIterator[tuple[int, int]]:
+        """Offset and length of everything that does not read as zeroes, in order."""

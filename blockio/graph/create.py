@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from blockio.graph.node import BlockNode
     from blockio.graph.path import PathFactory
 
-__all__ = ["create_image"]
+__all__ = ["create_image", "typed_create_options"]
 
 _OWN = Perm.CONSISTENT_READ | Perm.WRITE | Perm.RESIZE
 
@@ -118,6 +118,11 @@ def _sorted(
 
 def _fields(cls: type[BlockDriver]) -> frozenset[str]:
     return frozenset() if cls.CreateOptions is None else frozenset(cls.CreateOptions.__struct_encode_fields__)
+
+
+def typed_create_options(cls: type[BlockDriver], options: Mapping[str, Any]) -> Any:
+    """Those of *options* that are the driver's own, as its ``CreateOptions``. OptionError."""
+    return _convert(cls, {name: value for name, value in options.items() if name in _fields(cls)})
 
 
 def _convert(cls: type[BlockDriver], options: Mapping[str, Any]) -> Any:

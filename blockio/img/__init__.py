@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from blockio.img.describing import info, info_chain
     from blockio.img.drawing import picture
     from blockio.img.mapping import map_image as map
+    from blockio.img.measuring import measure
     from blockio.img.opening import Image
     from blockio.img.resizing import resize
     from blockio.img.results import (
@@ -67,6 +68,7 @@ _HOME = {
     "blockio.img.describing": ("info", "info_chain"),
     "blockio.img.drawing": ("picture",),
     "blockio.img.mapping": ("map_image",),
+    "blockio.img.measuring": ("measure",),
     "blockio.img.opening": ("Image",),
     "blockio.img.resizing": ("resize",),
     "blockio.img.results": (
@@ -123,6 +125,7 @@ __all__ = [
     "info",
     "info_chain",
     "map",
+    "measure",
     "picture",
     "resize",
     "snapshot_apply",

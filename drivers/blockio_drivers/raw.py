@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import msgspec
 
@@ -23,6 +23,8 @@ from blockio.driver.base import (
     CreateTarget,
     DriverHost,
     FormatDriver,
+    Measurement,
+    MeasureSource,
     default_child_perm,
 )
 from blockio.driver.options import Size
@@ -99,6 +101,12 @@ class RawDriver(FormatDriver):
         if options.size is None:
             raise OptionError("Image creation needs a size parameter")
         await target.file.co_truncate(_whole_sectors(options.size), exact=False, prealloc=options.preallocation)
+
+    @classmethod
+    async def co_measure(cls, options: Any, source: MeasureSource | None) -> Measurement:
+        """Every byte has its place."""
+        size = _whole_sectors(options.size if source is None else source.length)
+        return Measurement(size, size)
 
     # -- life
 

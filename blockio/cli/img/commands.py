@@ -229,6 +229,23 @@ COMMANDS: Final[dict[str, Command]] = {
         "[--object objectdef] [--image-opts] [-f fmt] [--start-offset=offset] [--max-length=len] [--output=ofmt] [-U] "
         "filename",
     ),
+    "measure": Command(
+        "measure",
+        (
+            _HELP,
+            _FORMAT,
+            Option("target-format", ("-O",), "output_fmt", "the format to make; raw by default"),
+            Option("options", ("-o",), "options", "options of the new image"),
+            Option("snapshot", ("-l",), "snapshot_param", "measure an internal snapshot"),
+            Option("size", ("--size",), "N", "measure an empty disk of that size"),
+            _OUTPUT,
+            _OBJECT,
+            _IMAGE_OPTS,
+            _SHARE,
+        ),
+        "[--output=ofmt] [-O output_fmt] [-o options] [--size N | [--object objectdef] [--image-opts] [-f fmt] [-U] "
+        "[-l snapshot_param] filename]",
+    ),
     "resize": Command(
         "resize",
         (
