@@ -36,6 +36,11 @@ class Output:
         self._buffer = bytearray()
         self._dead: set[int] = set()
 
+    @property
+    def own_name(self) -> bool:
+        """Whether the tool was called by a name of blockio's, not by that of the tool it stands in for."""
+        return self.prog.startswith("blockio")
+
     def out(self, text: str) -> None:
         """Print *text*, as it is, to standard output."""
         self._buffer += _encoded(text)

@@ -198,7 +198,7 @@ def _choose(output: Output, what: str, percent: bool, style: str | None, least_s
     if style is None:
         if percent:
             return PercentLines(output, least_step)
-        ours = output.prog.startswith("blockio") and not output.quiet
+        ours = output.own_name and not output.quiet
         style = "auto" if ours else "none"
     if style == "auto":
         style = "bar" if os.isatty(2) else "none"

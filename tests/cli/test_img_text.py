@@ -79,7 +79,7 @@ def test_no_two_options_of_a_command_share_a_name() -> None:
         names = [spelling for option in command.options for spelling in option.names]
         assert len(names) == len(set(names)), name
         for option in command.options:
-            spelled = any(spelling in command.usage for spelling in option.names)
+            spelled = any(spelling in command.synopsis(own=True) for spelling in option.names)
             assert spelled or option.key == "help", f"the usage of {name} is silent about {option.names}"
 
 
@@ -196,12 +196,31 @@ def test_messages_begin_with_the_name_the_tool_was_called_by(folder: Path) -> No
 
 
 def test_help_names_every_command_and_option(folder: Path) -> None:
-    said = capture(["--help"], folder, folder.parent / "aside")
+    said = capture(["--help"], folder, folder.parent / "aside", "blockio img")
     assert said.status == 0
     for name, command in COMMANDS.items():
-        assert f"\n  {name} {command.usage}\n" in said.out
+        assert f"\n  {name} {command.synopsis(own=True)}\n" in said.out
+        assert command.summary in said.out
         assert all(", ".join(option.names) in said.out for option in command.options)
-    assert capture(["info", "-h"], folder, folder.parent / "aside").out == said.out
+    assert capture(["info", "-h"], folder, folder.parent / "aside", "blockio img").out == said.out
+
+
+def test_by_the_name_of_the_other_tool_there_is_nothing_of_our_own(folder: Path) -> None:
+    aside = folder.parent / "aside"
+    shown = capture(["--help"], folder, aside, "qemu-img").out
+    for name, command in COMMANDS.items():
+        if command.own:
+            assert capture([name], folder, aside, "qemu-img").err.startswith(f"qemu-img: Command not found: {name}\n")
+            continue
+        for option in command.options:
+            if option.own:
+                said = capture([name, option.names[-1], "x", "a", "b"], folder, aside, "qemu-img")
+                assert (said.status, said.err.splitlines()[0]) == (
+                    1,
+                    f"qemu-img: unrecognized option '{option.names[-1]}'",
+                )
+                assert option.names[-1] not in shown
+    assert "{own}" not in shown
 
 
 def test_a_style_of_progress_that_nobody_has_is_refused(folder: Path) -> None:
@@ -211,7 +230,9 @@ def test_a_style_of_progress_that_nobody_has_is_refused(folder: Path) -> None:
 
 
 def test_progress_for_programs_goes_to_standard_error(folder: Path) -> None:
-    said = capture(["convert", "--progress=jsonl", "disk.qcow2", "disk.raw"], folder, folder.parent / "aside")
+    said = capture(
+        ["convert", "--progress=jsonl", "disk.qcow2", "disk.raw"], folder, folder.parent / "aside", "blockio img"
+    )
     assert said.out == ""
     last = json.loads(said.err.splitlines()[-1])
     assert last["done"] == last["total"]
@@ -264,7 +285,7 @@ def test_an_interrupt_cleans_up_and_ends_the_process_by_its_signal(folder: Path)
     # A rate that never lets the second piece through: the interrupt comes while the copy waits.
     with (folder / "big.raw").open("wb") as file:
         file.write(b"x" * (8 << 20))
-    code = "from blockio.cli.main import main\nimport sys\nsys.exit(main(['qemu-img', *sys.argv[1:]]))\n"
+    code = "from blockio.cli.main import main\nimport sys\nsys.exit(main(['blockio-img', *sys.argv[1:]]))\n"
     words = ["convert", "-f", "raw", "--progress=jsonl", "-r", "1", "big.raw", "target.raw"]
     with subprocess.Popen(
         [sys.executable, "-c", code, *words], cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL

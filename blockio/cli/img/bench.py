@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from blockio.cli.img.commands import COMMANDS
-from blockio.cli.img.getopt import CommandLine, UsageError
+from blockio.cli.img.commands import command_line
+from blockio.cli.img.getopt import UsageError
 from blockio.cli.img.objects import define_object
 from blockio.cli.img.tool import ImageChoice, fail, read_size
 from blockio.errors import OptionError
@@ -59,7 +59,7 @@ def prepare(args: list[str], output: Output) -> _Plan | None:
     write = False
     drain = True
     numbers: dict[str, int] = {}
-    line = CommandLine(COMMANDS["bench"].options, "bench", args)
+    line = command_line("bench", args, output)
     for key, value in line:
         if key == "help":
             return None

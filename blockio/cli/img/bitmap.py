@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from blockio.cli.img.commands import COMMANDS
-from blockio.cli.img.getopt import CommandLine
+from blockio.cli.img.commands import command_line
 from blockio.cli.img.objects import define_object
 from blockio.cli.img.tool import ImageChoice, fail, read_size
 from blockio.img.bitmapping import BitmapAction, BitmapOperation, bitmap
@@ -32,7 +31,7 @@ def prepare(args: list[str], output: Output) -> _Plan | None:
     source: str | None = None
     source_format: str | None = None
     granularity = 0
-    line = CommandLine(COMMANDS["bitmap"].options, "bitmap", args)
+    line = command_line("bitmap", args, output)
     for key, value in line:
         if key == "help":
             return None

@@ -9,8 +9,8 @@ import errno
 import os
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from blockio.cli.img.commands import COMMANDS
-from blockio.cli.img.getopt import CommandLine, UsageError
+from blockio.cli.img.commands import command_line
+from blockio.cli.img.getopt import UsageError
 from blockio.cli.img.objects import define_object
 from blockio.cli.img.tool import ImageChoice, fail, json_mode, source_cache
 from blockio.cli.output import json_pretty
@@ -43,7 +43,7 @@ def prepare(args: list[str], output: Output) -> _Plan | None:
     fix = CheckFix.NONE
     quiet = as_json = False
     ofmt = cache = ""
-    line = CommandLine(COMMANDS["check"].options, "check", args)
+    line = command_line("check", args, output)
     for key, value in line:
         if key == "help":
             return None

@@ -1,12 +1,18 @@
-"""Which commands there are and which options each takes: the one place for parsing, ``--help`` and the manual."""
+"""Which commands there are and which options each takes: the one place for parsing, ``--help`` and the manual.
+
+What QEMU's tool does not have is ``own``: called by that tool's name, we do not have it either.
+"""
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from blockio.cli.img.getopt import Option
+from blockio.cli.img.getopt import CommandLine, Option
 
-__all__ = ["COMMANDS", "MAIN_OPTIONS", "Command"]
+if TYPE_CHECKING:
+    from blockio.cli.output import Output
+
+__all__ = ["COMMANDS", "MAIN_OPTIONS", "Command", "command_line"]
 
 
 class Command(NamedTuple):
@@ -15,7 +21,21 @@ class Command(NamedTuple):
     module: str
     options: tuple[Option, ...]
     usage: str
-    """As ``[-q] [-f fmt] filename``; what is in front of the command's name is not repeated."""
+    """As ``[-q] [-f fmt] {own}filename``; what is in front of the command's name is not repeated, and ``{own}`` stands
+    for the options that the QEMU tool does not have."""
+    summary: str = ""
+    """What it does, in some words."""
+    own: bool = False
+    """As an option's: the whole command is ours."""
+
+    def known(self, *, own: bool) -> tuple[Option, ...]:
+        """The options, with or without our own."""
+        return self.options if own else tuple(option for option in self.options if not option.own)
+
+    def synopsis(self, *, own: bool) -> str:
+        """``usage`` with or without our own options."""
+        ours = [f"[{option.spelled('=')}] " for option in self.options if own and option.own]
+        return self.usage.replace("{own}", "".join(ours))
 
 
 _HELP: Final = Option("help", ("-h", "--help"), "", "show this help")
@@ -29,7 +49,9 @@ _OUTPUT: Final = Option("output", ("--output",), "ofmt", "human or json")
 _CACHE: Final = Option("cache", ("-t",), "cache", "cache mode of the image that is written")
 _SOURCE_CACHE: Final = Option("source-cache", ("-T",), "src_cache", "cache mode of the images that are read")
 _PROGRESS: Final = Option("p", ("-p",), "", "print percentages")
-_SHOW: Final = Option("progress", ("--progress",), "how", "auto, bar, jsonl or none: show progress on standard error")
+_SHOW: Final = Option(
+    "progress", ("--progress",), "how", "auto, bar, jsonl or none: show progress on standard error", own=True
+)
 
 MAIN_OPTIONS: Final = (
     _HELP,
@@ -63,6 +85,7 @@ COMMANDS: Final[dict[str, Command]] = {
         "[--object objectdef] [--image-opts] [-c count] [-d depth] [-f fmt] [--flush-interval=flush_interval] [-i aio] "
         "[-n] [--no-drain] [-o offset] "
         "[--pattern=pattern] [-q] [-s buffer_size] [-S step_size] [-t cache] [-w] [-U] filename",
+        "read or write an image many times and say how long that takes",
     ),
     "bitmap": Command(
         "bitmap",
@@ -83,6 +106,7 @@ COMMANDS: Final[dict[str, Command]] = {
         ),
         "(--merge source | --add | --remove | --clear | --enable | --disable)... [-b source_file [-F source_fmt]] "
         "[-g granularity] [--object objectdef] [--image-opts | -f fmt] filename bitmap",
+        "make, change and remove the dirty bitmaps that an image keeps",
     ),
     "check": Command(
         "check",
@@ -99,6 +123,7 @@ COMMANDS: Final[dict[str, Command]] = {
         ),
         "[--object objectdef] [--image-opts] [-q] [-f fmt] [--output=ofmt] [-r [leaks | all]] [-T src_cache] [-U] "
         "filename",
+        "look whether the metadata of an image are consistent, and mend them",
     ),
     "commit": Command(
         "commit",
@@ -116,7 +141,8 @@ COMMANDS: Final[dict[str, Command]] = {
             _IMAGE_OPTS,
         ),
         "[--object objectdef] [--image-opts] [-q] [-f fmt] [-t cache] [-b base] [-r rate_limit] [-d] [-p] "
-        "[--progress=how] filename",
+        "{own}filename",
+        "write what an overlay holds into its backing file",
     ),
     "compare": Command(
         "compare",
@@ -133,8 +159,9 @@ COMMANDS: Final[dict[str, Command]] = {
             _IMAGE_OPTS,
             _SHARE,
         ),
-        "[--object objectdef] [--image-opts] [-f fmt] [-F fmt] [-T src_cache] [-p] [--progress=how] [-q] [-s] [-U] "
-        "filename1 filename2",
+        "[--object objectdef] [--image-opts] [-f fmt] [-F fmt] [-T src_cache] [-p] [-q] [-s] [-U] "
+        "{own}filename1 filename2",
+        "look whether two disks read the same",
     ),
     "convert": Command(
         "convert",
@@ -146,7 +173,13 @@ COMMANDS: Final[dict[str, Command]] = {
             Option("backing-format", ("-F",), "backing_fmt", "its format"),
             Option("offload", ("-C",), "", "let the storage copy"),
             Option("compress", ("-c",), "", "compress"),
-            Option("compression-level", ("--compression-level",), "level", "1 (fastest, the default) to 9 (smallest)"),
+            Option(
+                "compression-level",
+                ("--compression-level",),
+                "level",
+                "1 (fastest, the default) to 9 (smallest)",
+                own=True,
+            ),
             Option("options", ("-o",), "options", "options of the new image; -o help lists them"),
             Option("snapshot", ("-l",), "snapshot_param", "convert an internal snapshot"),
             Option("sparse", ("-S",), "sparse_size", "leave out runs of zeroes this long (4k); 0 writes everything"),
@@ -169,10 +202,10 @@ COMMANDS: Final[dict[str, Command]] = {
             Option("salvage", ("--salvage",), "", "what cannot be read becomes zeroes"),
         ),
         "[--object objectdef] [--image-opts] [--target-image-opts] [--target-is-zero] "
-        "[--bitmaps [--skip-broken-bitmaps]] [-U] [-C] [-c [--compression-level=level]] [-p] "
-        "[--progress=how] [-q] [-n] [-f fmt] [-t cache] [-T src_cache] [-O output_fmt] "
-        "[-B backing_file [-F backing_fmt]] [-o options] [-l snapshot_param] [-S sparse_size] [-r rate_limit] "
-        "[-m num_coroutines] [-W] [--salvage] filename [filename2 [...]] output_filename",
+        "[--bitmaps [--skip-broken-bitmaps]] [-U] [-C] [-c] [-p] [-q] [-n] [-f fmt] [-t cache] [-T src_cache] "
+        "[-O output_fmt] [-B backing_file [-F backing_fmt]] [-o options] [-l snapshot_param] [-S sparse_size] "
+        "[-r rate_limit] [-m num_coroutines] [-W] [--salvage] {own}filename [filename2 [...]] output_filename",
+        "copy disks into a new image, of another format if need be",
     ),
     "create": Command(
         "create",
@@ -187,6 +220,7 @@ COMMANDS: Final[dict[str, Command]] = {
             _OBJECT,
         ),
         "[--object objectdef] [-q] [-f fmt] [-b backing_file [-F backing_fmt]] [-u] [-o options] filename [size]",
+        "make a new image",
     ),
     "dd": Command(
         "dd",
@@ -200,6 +234,7 @@ COMMANDS: Final[dict[str, Command]] = {
         ),
         "[--object objectdef] [--image-opts] [-U] [-f fmt] [-O output_fmt] [bs=block_size] [count=blocks] "
         "[skip=blocks] if=input of=output",
+        "copy a part of a disk, by the operands of dd",
     ),
     "info": Command(
         "info",
@@ -213,6 +248,7 @@ COMMANDS: Final[dict[str, Command]] = {
             _SHARE,
         ),
         "[--object objectdef] [--image-opts] [-f fmt] [--output=ofmt] [--backing-chain] [-U] filename",
+        "tell what an image is",
     ),
     "map": Command(
         "map",
@@ -228,6 +264,7 @@ COMMANDS: Final[dict[str, Command]] = {
         ),
         "[--object objectdef] [--image-opts] [-f fmt] [--start-offset=offset] [--max-length=len] [--output=ofmt] [-U] "
         "filename",
+        "list where the data of an image lie",
     ),
     "measure": Command(
         "measure",
@@ -245,6 +282,7 @@ COMMANDS: Final[dict[str, Command]] = {
         ),
         "[--output=ofmt] [-O output_fmt] [-o options] [--size N | [--object objectdef] [--image-opts] [-f fmt] [-U] "
         "[-l snapshot_param] filename]",
+        "calculate how large an image would be",
     ),
     "resize": Command(
         "resize",
@@ -258,6 +296,7 @@ COMMANDS: Final[dict[str, Command]] = {
             _IMAGE_OPTS,
         ),
         "[--object objectdef] [--image-opts] [-f fmt] [--preallocation=prealloc] [-q] [--shrink] filename [+ | -]size",
+        "make a disk longer or shorter",
     ),
     "snapshot": Command(
         "snapshot",
@@ -273,5 +312,11 @@ COMMANDS: Final[dict[str, Command]] = {
             _SHARE,
         ),
         "[--object objectdef] [--image-opts] [-U] [-q] [-l | -a snapshot | -c snapshot | -d snapshot] filename",
+        "list, take, apply and delete the snapshots inside an image",
     ),
 }
+
+
+def command_line(name: str, args: list[str], output: Output) -> CommandLine:
+    """The line *args* of the command *name*, for whoever called it."""
+    return CommandLine(COMMANDS[name].known(own=output.own_name), name, args)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from blockio.cli.img.commands import COMMANDS
-from blockio.cli.img.getopt import CommandLine, UsageError
+from blockio.cli.img.commands import command_line
+from blockio.cli.img.getopt import UsageError
 from blockio.cli.img.objects import define_object
 from blockio.cli.img.tool import ImageChoice, read_size
 from blockio.cli.progress import check_style, watcher
@@ -41,7 +41,7 @@ def prepare(args: list[str], output: Output) -> _Plan | None:
     drop = quiet = percent = False
     style: str | None = None
     rate = 0
-    line = CommandLine(COMMANDS["commit"].options, "commit", args)
+    line = command_line("commit", args, output)
     for key, value in line:
         if key == "help":
             return None

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from blockio.cli.img.commands import COMMANDS
-from blockio.cli.img.getopt import CommandLine, UsageError
+from blockio.cli.img.commands import command_line
+from blockio.cli.img.getopt import UsageError
 from blockio.cli.img.objects import define_object
 from blockio.cli.img.tool import ImageChoice, fail, printed, source_cache
 from blockio.cli.progress import Watcher, check_style, watcher
@@ -42,7 +42,7 @@ def prepare(args: list[str], output: Output) -> _Plan | None:
     cache = "writeback"
     strict = quiet = percent = False
     style: str | None = None
-    line = CommandLine(COMMANDS["compare"].options, "compare", args)
+    line = command_line("compare", args, output)
     for key, value in line:
         if key == "help":
             return None

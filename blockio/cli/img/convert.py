@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from blockio.cli.img.commands import COMMANDS
-from blockio.cli.img.getopt import CommandLine
+from blockio.cli.img.commands import command_line
 from blockio.cli.img.newimage import OptionList, print_option_help
 from blockio.cli.img.objects import define_object
 from blockio.cli.img.tool import Failure, ImageChoice, fail, printed, read_size, source_cache
@@ -55,7 +54,7 @@ def prepare(args: list[str], output: Output) -> _Plan | int | None:
     choice = ImageChoice(output)
     options = OptionList(output)
     given: dict[str, Any] = {}
-    line = CommandLine(COMMANDS["convert"].options, "convert", args)
+    line = command_line("convert", args, output)
     for key, value in line:
         if key == "help":
             return None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from blockio.cli.img.commands import COMMANDS
-from blockio.cli.img.getopt import CommandLine, UsageError
+from blockio.cli.img.commands import command_line
+from blockio.cli.img.getopt import UsageError
 from blockio.cli.img.newimage import OptionList, print_option_help
 from blockio.cli.img.objects import define_object
 from blockio.cli.img.tool import printed, read_size
@@ -38,7 +38,7 @@ def prepare(args: list[str], output: Output) -> _Plan | int | None:
     backing_format: str | None = None
     unsafe = quiet = False
     options = OptionList(output)
-    line = CommandLine(COMMANDS["create"].options, "create", args)
+    line = command_line("create", args, output)
     for key, value in line:
         if key == "help":
             return None

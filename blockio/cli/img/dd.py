@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from blockio.cli.img.commands import COMMANDS
-from blockio.cli.img.getopt import CommandLine
+from blockio.cli.img.commands import command_line
 from blockio.cli.img.objects import define_object
 from blockio.cli.img.tool import Failure, ImageChoice, fail, printed, read_size
 from blockio.driver.registry import find_driver
@@ -33,7 +32,7 @@ def prepare(args: list[str], output: Output) -> _Plan | None:
     choice = ImageChoice(output)
     format: str | None = None
     target_format = "raw"
-    line = CommandLine(COMMANDS["dd"].options, "dd", args)
+    line = command_line("dd", args, output)
     for key, value in line:
         if key == "help":
             return None

@@ -48,7 +48,7 @@ def _run(argv: list[str], output: Output) -> int:
         raise UsageError("Not enough arguments")
     name, *rest = line.operands
     command = COMMANDS.get(name)
-    if command is None:
+    if command is None or (command.own and not output.own_name):
         raise UsageError(f"Command not found: {name}")
     module = import_module(f"blockio.cli.img.{command.module}")
     plan = module.prepare(rest, output)

@@ -23,6 +23,15 @@ class Option(NamedTuple):
     metavar: str = ""
     """What the argument is called; empty for a switch."""
     help: str = ""
+    own: bool = False
+    """The QEMU tool has none of it: known only to whoever calls the tool by blockio's name."""
+
+    def spelled(self, between: str = " ") -> str:
+        """``-f fmt`` or ``--output=ofmt``, by its last name."""
+        name = self.names[-1]
+        if not self.metavar:
+            return name
+        return f"{name}{between if name.startswith('--') else ' '}{self.metavar}"
 
 
 class UsageError(Exception):

@@ -30,11 +30,13 @@ def print_help(output: Output) -> None:
         names = ", ".join(f"'{name}'" for name in option.names)
         output.out(f"    {names:<21}{option.help}\n")
     output.out("\nCommand syntax:\n")
-    for name in sorted(COMMANDS):
-        output.out(f"  {name} {COMMANDS[name].usage}\n")
-    for name in sorted(COMMANDS):
-        output.out(f"\nOptions of {name}:\n")
-        for option in COMMANDS[name].options:
+    own = output.own_name
+    shown = [(name, command) for name, command in sorted(COMMANDS.items()) if own or not command.own]
+    for name, command in shown:
+        output.out(f"  {name} {command.synopsis(own=own)}\n")
+    for name, command in shown:
+        output.out(f"\nOptions of {name} ({command.summary}):\n")
+        for option in command.known(own=own):
             output.out(f"  {_synopsis(option):<30} {option.help}\n")
     output.out("\nSizes are in bytes; the suffixes k, M, G, T, P and E multiply by powers of 1024.\n")
     output.out("Cache modes: none, writeback, writethrough, directsync, unsafe.\n")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from blockio.cli.img.commands import COMMANDS
-from blockio.cli.img.getopt import CommandLine, UsageError
+from blockio.cli.img.commands import command_line
+from blockio.cli.img.getopt import UsageError
 from blockio.cli.img.objects import define_object
 from blockio.cli.img.snapshots import shown, snapshot_lines
 from blockio.cli.img.tool import ImageChoice, json_mode
@@ -33,7 +33,7 @@ def prepare(args: list[str], output: Output) -> _Plan | None:
     choice = ImageChoice(output)
     format: str | None = None
     as_json = chain = False
-    line = CommandLine(COMMANDS["info"].options, "info", args)
+    line = command_line("info", args, output)
     ofmt = ""
     for key, value in line:
         if key == "help":

@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import aclosing
 from typing import TYPE_CHECKING, NamedTuple
 
-from blockio.cli.img.commands import COMMANDS
-from blockio.cli.img.getopt import CommandLine, UsageError
+from blockio.cli.img.commands import command_line
+from blockio.cli.img.getopt import UsageError
 from blockio.cli.img.objects import define_object
 from blockio.cli.img.tool import ImageChoice, fail, json_mode, read_size
 from blockio.img.mapping import map_batches
@@ -33,7 +33,7 @@ def prepare(args: list[str], output: Output) -> _Plan | None:
     as_json = False
     ofmt = ""
     start, length = 0, None
-    line = CommandLine(COMMANDS["map"].options, "map", args)
+    line = command_line("map", args, output)
     for key, value in line:
         if key == "help":
             return None

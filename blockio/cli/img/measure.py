@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from blockio.cli.img.commands import COMMANDS
-from blockio.cli.img.getopt import CommandLine
+from blockio.cli.img.commands import command_line
 from blockio.cli.img.newimage import OptionList
 from blockio.cli.img.objects import define_object
 from blockio.cli.img.tool import ImageChoice, fail, json_mode, read_size
@@ -38,7 +37,7 @@ def prepare(args: list[str], output: Output) -> _Plan | None:
     snapshot: str | None = None
     json = False
     options = OptionList(output)
-    line = CommandLine(COMMANDS["measure"].options, "measure", args)
+    line = command_line("measure", args, output)
     for key, value in line:
         if key == "help":
             return None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from blockio.cli.img.commands import COMMANDS
-from blockio.cli.img.getopt import CommandLine, UsageError
+from blockio.cli.img.commands import command_line
+from blockio.cli.img.getopt import UsageError
 from blockio.cli.img.objects import define_object
 from blockio.cli.img.tool import Failure, ImageChoice, fail, printed
 from blockio.driver.options import parse_size
@@ -40,7 +40,7 @@ def prepare(args: list[str], output: Output) -> _Plan | None:
     format: str | None = None
     prealloc = PreallocMode.OFF
     shrink = quiet = False
-    line = CommandLine(COMMANDS["resize"].options, "resize", args)
+    line = command_line("resize", args, output)
     for key, value in line:
         if key == "help":
             return None

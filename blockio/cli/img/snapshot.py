@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from blockio.cli.img.commands import COMMANDS
-from blockio.cli.img.getopt import CommandLine, UsageError
+from blockio.cli.img.commands import command_line
+from blockio.cli.img.getopt import UsageError
 from blockio.cli.img.objects import define_object
 from blockio.cli.img.snapshots import shown, snapshot_lines
 from blockio.cli.img.tool import ImageChoice, printed
@@ -35,7 +35,7 @@ def prepare(args: list[str], output: Output) -> _Plan | None:
     choice = ImageChoice(output)
     action = name = ""
     quiet = False
-    line = CommandLine(COMMANDS["snapshot"].options, "snapshot", args)
+    line = command_line("snapshot", args, output)
     for key, value in line:
         if key == "help":
             return None
