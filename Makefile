@@ -14,7 +14,7 @@ help:
 	@echo 'make explore  the property tests, long and at random [SEED=n] [TESTS=…]'
 	@echo 'make stress   requests while a backend moves, drains, resizes, throttles [STRESS_STEPS=n] [SEED=n]'
 	@echo 'make crash    every state that a crash may leave of a qcow2 image [CRASH_STATES=n] [SEED=n]'
-	@echo 'make bench    side by side with what else there is [ARGS=--quick]'
+	@echo 'make bench    side by side with what else there is quickly [ARGS="--suite reads"]; in full: make bench ARGS='
 	@echo 'make lint     ruff, mypy, import contracts'
 	@echo 'make venv     only set up: .venv/bin/blockio'
 
@@ -43,6 +43,7 @@ crash: .venv/.stamp peers
 stress: .venv/.stamp
 	STRESS_STEPS=$(STRESS_STEPS) STRESS_SEED=$(SEED) $(BIN)/pytest -rP tests/backend/test_stress.py
 
+bench: ARGS ?= --quick
 bench: .venv/.stamp peers
 	@$(BIN)/python -m benchmarks $(ARGS)
 

@@ -1,5 +1,17 @@
-"""Side by side with what else there is: ``make bench``, or ``python -m benchmarks [--quick]``.
+"""What this project measures of itself: ``make bench``, or ``python -m benchmarks`` and options of ``blockio bench``.
 
-Every workload runs in turn with its rivals on one file (A B C, A B C, …), so that a machine that grows slower does so
-for all of them; what counts is the ratio within a round. Rivals that are not installed are named and left out.
+The harness is ``blockio.bench`` (jobs, peers, rounds in turn, ratios, reports), which is shipped, and so are the suites
+that tell a user how blockio does beside QEMU's tools on his machine (``blockio.bench.suites``). Here is what only those
+who work on blockio ask: what the backend costs, how fast the tools start.
 """
+
+from __future__ import annotations
+
+from typing import Final
+
+from blockio.bench.suites import SUITES as SHIPPED
+
+__all__ = ["SUITES"]
+
+SUITES: Final = {**SHIPPED, "layers": "benchmarks.layers:layers", "start-up": "benchmarks.start_up:start_up"}
+"""All suites, as ``blockio.bench.suites`` names them."""

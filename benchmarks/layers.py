@@ -13,12 +13,12 @@ from pathlib import Path
 from time import thread_time_ns
 from typing import TYPE_CHECKING, Final
 
-from benchmarks.figures import median
-from benchmarks.workload import Contender, Workload
+from blockio.bench.figures import median
+from blockio.bench.workload import Contender, Workload
 
 if TYPE_CHECKING:
-    from benchmarks.suite import Scale
     from blockio.backend.accounting import TryTransfer
+    from blockio.bench.suites.scale import Scale
 
 __all__ = ["layers"]
 
@@ -47,8 +47,7 @@ def layers(folder: Path, scale: Scale) -> Iterator[Workload]:
             f"what the backend adds to a cached 4 KiB read, {how}",
             "/s",
             Contender("blockio", added),
-            [Contender("bare os.preadv", bare.pop)],
-            target=1.0,
+            [Contender("bare os.preadv", bare.pop, target=1.0)],
         )
     disk.unlink()
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from blockio.aio.context import AioContext
 from blockio.backend.accounting import Accounting, Counters
-from blockio.backend.lanes import Departure, Lane, fast_lane, start_lane
+from blockio.backend.lanes import Departure, Lane, Lanes, fast_lane, start_lane
 from blockio.backend.memory import readable_vector, writable_vector
 from blockio.backend.parking import Moved, Parking, Place
 from blockio.errors import NoMedium
@@ -43,7 +43,8 @@ class BackendCore:
       order of their arrival: while any is left in ``_parking``, newcomers park behind it.
     * ``_fast_read`` and ``_fast_write`` are set exactly while nothing forbids the fast lane: a root, no drain, nobody
       parked, no throttle group (and for writes: the permission, and the write cache on). They refuse what does not fit.
-      ``_start_read`` and ``_start_write`` likewise, and only for a medium that cannot go.
+      ``_start_read`` and ``_start_write`` likewise, and only for a medium that cannot go. Nor are those set that
+      ``_lanes`` leaves out.
     * ``_reads`` and ``_writes`` are the counters of ``stats``, one look-up nearer.
     """
 
@@ -58,6 +59,7 @@ class BackendCore:
         "_fast_write",
         "_idle_waiters",
         "_in_flight",
+        "_lanes",
         "_loop",
         "_name",
         "_parking",
@@ -86,6 +88,7 @@ class BackendCore:
         self._fast_write: Lane | None = None
         self._start_read: Departure | None = None
         self._start_write: Departure | None = None
+        self._lanes: Lanes = "auto"
         self._enable_write_cache = True
         self._allow_write_beyond_eof = False
         self._in_flight = 0
@@ -175,6 +178,23 @@ class BackendCore:
 
     # -- the lanes
 
+    @property
+    def lanes(self) -> Lanes:
+        """Which of the short ways requests may take; see ``set_lanes``."""
+        return self._lanes
+
+    def set_lanes(self, lanes: Lanes) -> None:
+        """Let requests take *lanes* only, from the next one on: for who measures or compares them.
+
+        ``auto``: all of them, as fits; ``fast`` and ``started``: that one, else the slow lane; ``slow``: no short way.
+        What requests do is the same. ValueError for any other name; RuntimeError outside the backend's own loop.
+        """
+        if lanes not in {"auto", "fast", "started", "slow"}:
+            raise ValueError(f"no lane is called {lanes!r}")
+        self._must_be_home("set_lanes", "call it through blk.context.schedule_bh")
+        self._lanes = lanes
+        self._bind_lanes()
+
     def _bind_lanes(self) -> None:
         """Something that decides over the fast lane changed."""
         root = self._root
@@ -205,6 +225,10 @@ class BackendCore:
             self._start_read = start_lane(root.start_preadv, self._context)
             if self._fast_write is not None:
                 self._start_write = start_lane(root.start_pwritev, self._context)
+        if self._lanes in {"started", "slow"}:
+            self._fast_read = self._fast_write = None
+        if self._lanes in {"fast", "slow"}:
+            self._start_read = self._start_write = None
 
     def _close_lanes(self) -> None:
         self._fast_read = self._fast_write = None

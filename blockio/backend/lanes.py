@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from threading import get_ident
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from blockio.backend.accounting import REQUEST_COST
 
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from blockio.backend.accounting import Accounting, Counters, TryTransfer
     from blockio.buffers import BufferLike, IoVector
 
-__all__ = ["Departure", "Lane", "fast_lane", "start_lane"]
+__all__ = ["Departure", "Lane", "Lanes", "fast_lane", "start_lane"]
+
+Lanes: TypeAlias = Literal["auto", "fast", "started", "slow"]
+"""Which short ways are open: all, one of the two, none."""
 
 Lane: TypeAlias = "Callable[[int, BufferLike], bool]"
 """Serves a request at once, or answers False having done nothing. TypeError for what is no memory."""

@@ -1,4 +1,4 @@
-"""The commands people call: ``blockio img``, ``blockio io``, and the names they know the tools by.
+"""The commands people call: ``blockio img``, ``io`` and ``bench``, and the names they know the tools by.
 
 Called through a link named ``qemu-img`` or ``qemu-io`` (or as ``blockio-img``, ``blockio-io``) this is that tool, and
 messages begin with that name. Only the tool that is called is imported.
@@ -22,6 +22,7 @@ Usage: {prog} TOOL [ARGUMENTS]
 
   img    create, inspect, check, convert, compare and resize disk images (as qemu-img)
   io     read, write and map an image by commands (as qemu-io)
+  bench  measure workloads beside qemu-img, fio and others
 
   --help      print this and exit
   --version   print the version and exit
@@ -78,7 +79,13 @@ def _io(words: Sequence[str], prog: str) -> int:
     return tool(words, prog)
 
 
-_TOOLS: Final[dict[str, Tool]] = {"img": _img, "io": _io}
+def _bench(words: Sequence[str], prog: str) -> int:
+    from blockio.cli.bench import main as tool  # noqa: PLC0415  # only the tool that is called
+
+    return tool(words, prog)
+
+
+_TOOLS: Final[dict[str, Tool]] = {"img": _img, "io": _io, "bench": _bench}
 _LINKS: Final[dict[str, Tool]] = {"qemu-img": _img, "qemu-io": _io, "blockio-img": _img, "blockio-io": _io}
 
 

@@ -8,13 +8,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final
-
-import msgspec
+from typing import TYPE_CHECKING, Final
 
 from blockio.buffers import aligned_buffer
 from blockio.errors import BlockError
-from blockio.img.opening import Image, ImageLike, image_of, opened, sectors_up
+from blockio.img.opening import ImageLike, image_of, opened, sectors_up, with_engine
 from blockio.img.results import BenchResult
 from blockio.types import OpenFlags
 
@@ -58,7 +56,7 @@ async def bench(
         raise ValueError("flushes are for writes, and at least depth requests apart")
     image = image_of(image)
     if aio is not None:
-        image = _with_engine(image, aio)
+        image = with_engine(image, aio)
     async with opened(image, OpenFlags(read_only=not write)) as blk:
         length = sectors_up(await blk.co_getlength())
         if on_start is not None:
@@ -70,13 +68,6 @@ async def bench(
         except BlockError as error:
             raise error.prefixed("Failed request: ") from error
         return BenchResult(count, count * buffer_size, clock() - started)
-
-
-def _with_engine(image: Image, aio: str) -> Image:
-    options: dict[str, Any] = dict(image.options or {})
-    below = options.get("file")
-    options["file"] = {**below, "aio": aio} if isinstance(below, dict) else {"aio": aio}
-    return msgspec.structs.replace(image, options=options)
 
 
 async def _all(run: _Run, count: int, depth: int, flush_interval: int, drain_on_flush: bool) -> None:

@@ -18,7 +18,17 @@ if TYPE_CHECKING:
     from blockio.driver.gate import OpenGate
     from blockio.graph.node import BlockNode
 
-__all__ = ["SECTOR", "Image", "ImageLike", "cache_flags", "full_backing_name", "image_of", "opened", "sectors_up"]
+__all__ = [
+    "SECTOR",
+    "Image",
+    "ImageLike",
+    "cache_flags",
+    "full_backing_name",
+    "image_of",
+    "opened",
+    "sectors_up",
+    "with_engine",
+]
 
 SECTOR: Final = 512
 """Disks are as long as whole sectors of this many bytes to whoever uses these commands, as in QEMU's."""
@@ -75,6 +85,24 @@ def cache_flags(mode: str, flags: OpenFlags, what: str = "cache") -> OpenFlags:
     if changes is None:
         raise OptionError(f"Invalid {what} option: {mode}")
     return flags.with_(**changes) if changes else flags
+
+
+def with_engine(image: Image, aio: str) -> Image:
+    """*image* with the engine of that name under its first file, whatever filters and formats stand above that."""
+    return msgspec.structs.replace(image, options=_engine_below(image.options or {}, aio))
+
+
+def _engine_below(options: Mapping[str, Any], aio: str) -> dict[str, Any]:
+    if options.get("driver") in {"file", "host_device"}:
+        return {**options, "aio": aio}
+    below = options.get("file")
+    if isinstance(below, str):  # a node that stands already
+        return dict(options)
+    return {**options, "file": {"aio": aio} if below is None else _engine_below_file(below, aio)}
+
+
+def _engine_below_file(options: Mapping[str, Any], aio: str) -> dict[str, Any]:
+    return _engine_below(options, aio) if "file" in options else {**options, "aio": aio}
 
 
 def sectors_up(nbytes: int) -> int:

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from blockio.backend import BlockBackend, accounting
+from blockio.backend.lanes import Lanes
 from blockio.testing.driver import MemoryDisk
 from blockio.types import Perm
 from tests.backend.conftest import LENGTH
@@ -92,3 +93,29 @@ async def test_a_busy_reader_lets_others_run(blk: BlockBackend) -> None:
         await blk.co_pwritev(0, memory)
     assert 3 <= turns <= 5
     task.cancel()
+
+
+async def test_lanes_can_be_left_out(blk: BlockBackend, disk: MemoryDisk) -> None:
+    memory = bytearray(5)
+    left_out: tuple[Lanes, ...] = ("slow", "started")
+    for lanes in left_out:
+        blk.set_lanes(lanes)
+        assert blk.lanes == lanes
+        assert not blk.try_pwritev(0, b"hello")
+        assert not blk.try_preadv(0, memory)
+        await blk.co_pwritev(0, b"hello")
+        await blk.co_preadv(0, memory)
+        assert memory == b"hello"
+        assert [entry[0] for entry in disk.log] == ["write", "read"]
+        disk.log.clear()
+    async with blk.drained():
+        pass
+    assert not blk.try_preadv(0, memory), "whatever opens the lanes again knows which may be"
+    open_ones: tuple[Lanes, ...] = ("fast", "auto")
+    for lanes in open_ones:
+        blk.set_lanes(lanes)
+        assert blk.try_preadv(0, memory)
+    with pytest.raises(ValueError, match="no lane is called 'bus'"):
+        blk.set_lanes("bus")  # type: ignore[arg-type]  # wrong on purpose
+    with pytest.raises(RuntimeError, match="own event loop"):
+        await asyncio.to_thread(blk.set_lanes, "slow")

@@ -11,11 +11,11 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
-__all__ = ["BLOCKIO", "Finished", "bench_seconds", "have", "measured", "versions", "warm"]
+__all__ = ["BLOCKIO", "Finished", "bench_seconds", "have", "measured", "said", "versions", "warm"]
 
 BLOCKIO: Final = str(Path(sys.executable).with_name("blockio"))
 _COMPLETED: Final = re.compile(r"Run completed in ([\d.]+) seconds")
@@ -23,7 +23,10 @@ _COMPLETED: Final = re.compile(r"Run completed in ([\d.]+) seconds")
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What a program took: seconds on the wall, and bytes of memory at its peak."""
+    """What a program took: seconds on the wall, and bytes of memory at its peak.
+
+    Linux counts what the process held before it became the program, so the peak is never less than this process's own.
+    """
 
     seconds: float
     peak: int
@@ -47,30 +50,51 @@ def measured(argv: Sequence[str]) -> Finished:
     started = time.perf_counter()
     process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert process.stderr is not None
-    with process.stderr:
-        said = process.stderr.read()
+    try:
+        with process.stderr:
+            complaint = process.stderr.read()
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - started
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise RuntimeError(f"{' '.join(argv)}: exit {process.returncode}: {said.decode(errors='replace').strip()}")
+        raise RuntimeError(f"{' '.join(argv)}: exit {process.returncode}: {complaint.decode(errors='replace').strip()}")
     return Finished(seconds, usage.ru_maxrss * 1024)
+
+
+def said(argv: Sequence[str]) -> str:
+    """What *argv* prints. RuntimeError with what it complained of where it failed."""
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{argv[0]}: exit {done.returncode}: {(done.stderr or done.stdout).strip()}")
+    return done.stdout
 
 
 def bench_seconds(argv: Sequence[str]) -> float:
     """Run a program that times itself and prints ``Run completed in N seconds``, as ``qemu-img bench`` does."""
-    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    found = _COMPLETED.search(done.stdout)
-    if done.returncode or found is None:
-        raise RuntimeError(f"{' '.join(argv)}: exit {done.returncode}: {(done.stderr or done.stdout).strip()}")
+    text = said(argv)
+    found = _COMPLETED.search(text)
+    if found is None:
+        raise RuntimeError(f"{argv[0]}: it did not say how long it took: {text.strip()}")
     return float(found[1])
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
 
 
 def versions() -> list[str]:
     """Everything whose version decides over the figures."""
     known = [f"blockio {version('blockio')}", f"Python {platform.python_version()}"]
-    known += [f"{name} {version(name)}" for name in ("uvloop", "aiofiles")]
+    known += [f"{name} {number}" for name in ("uvloop", "aiofiles") if (number := _version(name))]
     if have("qemu-img"):
-        said = subprocess.run(["qemu-img", "--version"], capture_output=True, text=True, check=False).stdout
-        known.append(said.splitlines()[0].replace("version ", "") if said else "qemu-img ?")
+        known.append(said(["qemu-img", "--version"]).splitlines()[0].replace("version ", ""))
+    if have("fio"):
+        known.append(said(["fio", "--version"]).strip())
     return [*known, f"Linux {platform.release()}", f"{os.cpu_count()} cores"]

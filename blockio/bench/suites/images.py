@@ -1,56 +1,22 @@
-"""The workloads: cached 4 KiB reads, whole-image convert, start-up."""
+"""Whole images, as processes: convert, compressed convert, compare."""
 
 from __future__ import annotations
 
 import os
 import random
 import struct
-import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from benchmarks.programs import BLOCKIO, bench_seconds, have, measured, warm
-from benchmarks.readers import BLOCK, STEP
-from benchmarks.workload import Contender, Workload
+from blockio.bench.programs import BLOCKIO, have, measured, warm
+from blockio.bench.scratch import MIB, make_disk
+from blockio.bench.suites.scale import Scale
+from blockio.bench.workload import Contender, Workload
 
-__all__ = ["MIB", "Scale", "compressed", "convert", "reads", "start_up"]
+__all__ = ["compare", "compressed", "convert", "make_mixed_disk"]
 
-MIB: Final = 1 << 20
 RSS_LIMIT: Final = 128 * MIB
-
-
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """How much is done. Quick answers are noisier ones."""
-
-    rounds: int = 5
-    read_disk: int = 256 * MIB
-    reads: int = 100_000
-    slow_reads: int = 4_000
-    convert_disk: int = 2048 * MIB
-    convert_rounds: int = 5
-    start_rounds: int = 15
-    clusters: int = 1 << 20
-
-    @classmethod
-    def quick(cls) -> Scale:
-        """Seconds instead of minutes."""
-        return cls(3, 64 * MIB, 30_000, 1_000, 512 * MIB, 3, 7, 1 << 17)
-
-
-def make_disk(path: Path, size: int, share: float) -> None:
-    """A raw disk with runs of random bytes and of nothing, about *share* of it data. The same for the same size."""
-    dice = random.Random(size)
-    block = dice.randbytes(MIB)
-    with path.open("wb") as disk:
-        disk.truncate(size)
-        for offset in range(0, size, MIB):
-            if dice.random() < share:
-                disk.seek(offset)
-                # Never twice the same: no layer may find that it has seen this before.
-                disk.write(offset.to_bytes(8, "big") + block[8:])
 
 
 def make_mixed_disk(path: Path, size: int, share: float) -> None:
@@ -102,13 +68,13 @@ def compressed(folder: Path, scale: Scale) -> Iterator[Workload]:
             sizes.clear()
             rivals = []
             if have("qemu-img"):
-                rivals.append(Contender("qemu-img convert", run("qemu-img", ["qemu-img"], source, words)))
+                theirs = run("qemu-img", ["qemu-img"], source, words)
+                rivals.append(Contender("qemu-img convert", theirs, target=wanted))
             workload = Workload(
                 f"convert {title} compressed qcow2, {kind}, {scale.convert_disk // MIB} MiB",
                 "MiB/s",
                 Contender("blockio", run("blockio", [BLOCKIO, "img"], source, words)),
                 rivals,
-                target=wanted if rivals else None,
             )
             yield workload
             if source is raw and len(sizes) > 1:
@@ -119,50 +85,8 @@ def compressed(folder: Path, scale: Scale) -> Iterator[Workload]:
     raw.unlink()
 
 
-def reads(folder: Path, scale: Scale) -> Iterator[Workload]:
-    """4 KiB reads of a qcow2 image in the page cache, at queue depth 1 and 32."""
-    raw, disk = folder / "read.raw", folder / "read.qcow2"
-    make_disk(raw, scale.read_disk, 1.0)
-    measured([BLOCKIO, "img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(disk)])
-    os.sync()
-
-    def cached(path: Path, count: int, argv: list[str]) -> Callable[[], float]:
-        def once() -> float:
-            warm(path)
-            return count / bench_seconds(argv)
-
-        return once
-
-    def reader(who: str, path: Path, count: int, depth: int) -> Callable[[], float]:
-        words = [who, str(path), str(count), str(depth), str(scale.read_disk)]
-        return cached(path, count, [sys.executable, "-m", "benchmarks.readers", *words])
-
-    def qemu(mode: str, depth: int) -> Callable[[], float]:
-        words = ["-f", "qcow2", "-t", "writeback", "-i", mode, "-c", str(scale.reads), "-d", str(depth)]
-        words += ["-s", str(BLOCK), "-S", str(STEP), str(disk)]
-        return cached(disk, scale.reads, ["qemu-img", "bench", *words])
-
-    for depth in (1, 32):
-        rivals = []
-        if have("qemu-img"):
-            for mode in ("io_uring", "threads"):
-                rivals.append(Contender(f"qemu-img bench, aio {mode}", qemu(mode, depth), "qemu-img bench"))
-        rivals.append(Contender("aiofiles (the raw bytes)", reader("aiofiles", raw, scale.slow_reads, depth)))
-        if depth == 1:
-            rivals.append(Contender("bare preadv loop (the limit)", reader("preadv", raw, scale.reads, 1)))
-        yield Workload(
-            f"4 KiB cached reads, qcow2, QD {depth}",
-            "reads/s",
-            Contender("blockio", reader("blockio", disk, scale.reads, depth)),
-            rivals,
-            target=1.0 if have("qemu-img") else None,
-        )
-    raw.unlink()
-    disk.unlink()
-
-
 def convert(folder: Path, scale: Scale) -> Iterator[Workload]:
-    """A whole image from raw to qcow2 and back, as processes, with their peak memory."""
+    """A whole image from raw to qcow2, on to qcow2 and back, as processes, with their peak memory."""
     raw, disk = folder / "convert.raw", folder / "convert.qcow2"
     make_disk(raw, scale.convert_disk, 0.65)
     os.sync()
@@ -181,22 +105,22 @@ def convert(folder: Path, scale: Scale) -> Iterator[Workload]:
 
         return once
 
-    for source, formats in ((raw, ("raw", "qcow2")), (disk, ("qcow2", "raw"))):
+    for source, formats in ((raw, ("raw", "qcow2")), (disk, ("qcow2", "raw")), (disk, ("qcow2", "qcow2"))):
         peaks.clear()
-        if source is disk:
+        if source is disk and raw.exists():
             measured([BLOCKIO, "img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(disk)])
             raw.unlink()
         rivals = []
         if have("qemu-img"):
             for name, words in (("qemu-img convert", []), ("qemu-img convert -W -m 16", ["-W", "-m", "16"])):
-                rivals.append(Contender(name, run(name, ["qemu-img", "convert", *words], source, formats)))
+                theirs = run(name, ["qemu-img", "convert", *words], source, formats)
+                rivals.append(Contender(name, theirs, target=1.0))
         ours = run("blockio", [BLOCKIO, "img", "convert"], source, formats)
         workload = Workload(
             f"convert {formats[0]} to {formats[1]}, {scale.convert_disk // MIB} MiB",
             "MiB/s",
             Contender("blockio", ours),
             rivals,
-            target=1.0 if rivals else None,
         )
         yield workload
         said = ", ".join(f"{name} {peak / MIB:.0f} MiB" for name, peak in peaks.items())
@@ -206,22 +130,24 @@ def convert(folder: Path, scale: Scale) -> Iterator[Workload]:
     disk.unlink()
 
 
-def start_up(folder: Path, scale: Scale) -> Iterator[Workload]:
-    """``blockio img info`` on a small image, from nothing to its last line."""
-    disk = folder / "small.qcow2"
-    measured([BLOCKIO, "img", "create", "-q", "-f", "qcow2", str(disk), "1G"])
+def compare(folder: Path, scale: Scale) -> Iterator[Workload]:
+    """Two equal images of different formats, read and compared to the end."""
+    raw, disk = folder / "compare.raw", folder / "compare.qcow2"
+    make_disk(raw, scale.convert_disk, 0.65)
+    measured([BLOCKIO, "img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(disk)])
+    os.sync()
 
-    def runs(argv: list[str]) -> Callable[[], float]:
-        return lambda: 1 / measured(argv).seconds
+    def run(program: list[str]) -> Callable[[], float]:
+        def once() -> float:
+            warm(raw)
+            warm(disk)
+            words = [*program, "compare", "-f", "raw", "-F", "qcow2", str(raw), str(disk)]
+            return scale.convert_disk / MIB / measured(words).seconds
 
-    rivals = [Contender("python -c 'import asyncio'", runs([sys.executable, "-c", "import asyncio"]))]
-    if have("qemu-img"):
-        rivals.append(Contender("qemu-img info", runs(["qemu-img", "info", str(disk)])))
-    yield Workload(
-        "start-up of blockio img info",
-        "runs/s",
-        Contender("blockio img info", runs([BLOCKIO, "img", "info", str(disk)])),
-        rivals,
-        target=1 / 3,
-    )
+        return once
+
+    rivals = [Contender("qemu-img compare", run(["qemu-img"]), target=1.0)] if have("qemu-img") else []
+    ours = Contender("blockio", run([BLOCKIO, "img"]))
+    yield Workload(f"compare equal raw and qcow2, {scale.convert_disk // MIB} MiB", "MiB/s", ours, rivals)
+    raw.unlink()
     disk.unlink()

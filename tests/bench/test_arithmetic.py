@@ -1,4 +1,4 @@
-"""The benchmarks' own arithmetic: medians, spread, pairing, and who is compared with whom."""
+"""The harness's own arithmetic: medians, spread, pairing, and who is compared with whom."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.figures import Spread, best_rival, median, paired_ratios, spread
-from benchmarks.programs import measured
-from benchmarks.readers import STEP, _offsets
-from benchmarks.suite import make_disk
-from benchmarks.table import render
-from benchmarks.workload import Contender, Workload, rows, run_rounds
+from blockio.bench.figures import Spread, best_rival, median, paired_ratios, spread
+from blockio.bench.programs import measured
+from blockio.bench.scratch import make_disk
+from blockio.bench.table import render
+from blockio.bench.workload import Contender, Workload, rows, run_rounds
 
 
 @pytest.mark.parametrize(
@@ -60,11 +59,10 @@ def test_rounds_run_in_turn_and_the_best_of_a_group_is_compared_with() -> None:
         "reads/s",
         Contender("us", _scripted([0.0, 100.0, 300.0], log, "us")),
         [
-            Contender("tool slow", _scripted([0.0, 10.0, 20.0], log, "slow"), "tool"),
+            Contender("tool slow", _scripted([0.0, 10.0, 20.0], log, "slow"), "tool", 2.5),
             Contender("tool fast", _scripted([0.0, 50.0, 100.0], log, "fast"), "tool"),
             Contender("other", _scripted([0.0, 1.0, 1.0], log, "other")),
         ],
-        target=2.5,
     )
     run_rounds(workload, 2, lambda _: None)
     assert log == ["us", "slow", "fast", "other"] * 3, "one warm-up, then A B C D, A B C D"
@@ -80,7 +78,7 @@ def test_an_interrupted_workload_gives_the_rounds_it_has() -> None:
         raise KeyboardInterrupt
 
     workload = Workload(
-        "x", "u", Contender("us", lambda: 4.0), [Contender("a", lambda: 2.0), Contender("b", interrupt)], target=3.0
+        "x", "u", Contender("us", lambda: 4.0), [Contender("a", lambda: 2.0, target=3.0), Contender("b", interrupt)]
     )
     with pytest.raises(KeyboardInterrupt):
         run_rounds(workload, 3, lambda _: None, warm_up=False)
@@ -93,22 +91,13 @@ def test_a_workload_nobody_began_has_no_rows() -> None:
 
 
 def test_the_table_is_aligned() -> None:
-    workload = Workload("x", "reads/s", Contender("us", lambda: 2000.0), [Contender("a", lambda: 1.5)], target=1.0)
+    workload = Workload("x", "reads/s", Contender("us", lambda: 2000.0), [Contender("a", lambda: 1.5, target=1.0)])
     run_rounds(workload, 1, lambda _: None)
     head, rule, line = render(rows(workload)).splitlines()
     assert head.split()[:2] == ["workload", "against"]
     assert set(rule) <= {"─", " "}
     assert " ".join(line.split()) == "x a 2,000 reads/s 1.5 1333.33 1333.33 to 1333.33 1 1.00 holds"
     assert render([]).splitlines()[0].startswith("workload")
-
-
-def test_workers_share_the_reads_and_leave_none_out() -> None:
-    size = 64 << 20
-    alone = list(_offsets(0, 1, 100, size))
-    together = sorted(offset for worker in range(32) for offset in _offsets(worker, 32, 100, size))
-    assert sorted(alone) == together
-    assert alone[:2] == [0, STEP]
-    assert max(alone) < size
 
 
 def test_a_disk_has_its_share_of_data(tmp_path: Path) -> None:

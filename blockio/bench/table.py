@@ -1,0 +1,139 @@
+"""What was measured, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from blockio.bench.latency import Latency
+from blockio.bench.report import Change, LayerCost, Report
+from blockio.bench.workload import Row
+
+__all__ = ["changes_text", "render", "report_text", "time_text"]
+
+_HEAD: Final = ("workload", "against", "blockio", "rival", "ratio", "low to high", "rounds", "target")
+
+
+def report_text(report: Report) -> str:
+    """All of it: the table of ratios, what stands beside it, latencies, what layers cost."""
+    lines = [" · ".join(report.machine), ""]
+    rows = [row for workload in report.workloads for row in workload.rows]
+    if rows:
+        lines += [render(rows), ""]
+    alone = [workload for workload in report.workloads if not workload.rows]
+    lines += [
+        f"{workload.title}: {_figure(sorted(workload.rates[workload.ours])[len(workload.rates[workload.ours]) // 2])} "
+        f"{workload.unit}, {len(workload.rates[workload.ours])} rounds"
+        for workload in alone
+    ]
+    for workload in report.workloads:
+        lines += [f"{workload.title}: {note}" for note in workload.notes]
+    lines += _once(f"left out: {reason}" for workload in report.workloads for reason in workload.left_out)
+    timed = [(workload.title, workload.latency) for workload in report.workloads if workload.latency is not None]
+    if timed:
+        lines += ["", latency_text(timed)]
+    if report.layers:
+        lines += ["", layers_text(report.layers)]
+    if report.failure:
+        lines += ["", f"FAILED: {report.failure}"]
+    if report.interrupted:
+        lines += ["", "INTERRUPTED: rounds are missing, the figures are partial"]
+    return "\n".join(lines)
+
+
+def _once(lines: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(lines))
+
+
+def render(rows: Sequence[Row]) -> str:
+    """The table of ratios, one line a row. More is better."""
+    return _aligned([_HEAD, *(_cells(row) for row in rows)], 2)
+
+
+def latency_text(latencies: Sequence[tuple[str, Latency]]) -> str:
+    """Percentiles, one line a workload."""
+    names = list(latencies[0][1].percentiles)
+    head = ("latency", "least", *(f"p{name}" for name in names), "most")
+    lines = [
+        (title, *(time_text(value) for value in (found.least, *found.percentiles.values(), found.most)))
+        for title, found in latencies
+    ]
+    return _aligned([head, *lines], 1)
+
+
+def layers_text(layers: Sequence[LayerCost]) -> str:
+    """Nanoseconds a request, one line a stack and way."""
+    head = ("stack", "lane", "ns a request", "low to high")
+    lines = [
+        (
+            cost.stack,
+            cost.lane,
+            f"{cost.nanoseconds.middle:,.0f}",
+            _between(cost.nanoseconds.low, cost.nanoseconds.high),
+        )
+        for cost in layers
+    ]
+    return _aligned([head, *lines], 2)
+
+
+def changes_text(changes: Sequence[Change]) -> str:
+    """Then and now, one line a contender."""
+    if not changes:
+        return "nothing was measured both times"
+    head = ("workload", "who", "before", "now", "ratio", "")
+    lines = [
+        (
+            change.workload,
+            change.name,
+            _figure(change.before.middle),
+            _figure(change.now.middle),
+            f"{change.ratio:.2f}",
+            "" if change.clear else "within the spread",
+        )
+        for change in changes
+    ]
+    return _aligned([head, *lines], 2)
+
+
+def time_text(nanoseconds: float) -> str:
+    """``850 ns``, ``12.3 us``, ``4.56 ms``: three digits."""
+    for limit, unit in ((1e3, "ns"), (1e6, "us"), (1e9, "ms")):
+        if nanoseconds < limit:
+            return f"{nanoseconds / limit * 1e3:.3g} {unit}"
+    return f"{nanoseconds / 1e9:.3g} s"
+
+
+def _aligned(cells: Sequence[tuple[str, ...]], left: int) -> str:
+    """Columns; the first *left* of them to the left, figures to the right."""
+    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
+    lines = []
+    for line in cells:
+        padded = [
+            text.ljust(width) if column < left else text.rjust(width)
+            for column, (text, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        lines.append("  ".join(padded).rstrip())
+    lines.insert(1, "  ".join("─" * width for width in widths))
+    return "\n".join(lines)
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def _between(low: float, high: float) -> str:
+    return f"{_figure(low)} to {_figure(high)}"
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    target = "" if row.target is None else f"{row.target:.2f} {row.verdict}"
+    return (
+        row.workload,
+        row.rival,
+        f"{_figure(row.ours)} {row.unit}",
+        _figure(row.theirs),
+        f"{row.ratio.middle:.2f}",
+        f"{row.ratio.low:.2f} to {row.ratio.high:.2f}",
+        str(row.rounds),
+        target,
+    )
