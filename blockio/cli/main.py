@@ -11,19 +11,24 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
-__all__ = ["main", "main_img", "main_io"]
+__all__ = ["TOOLS", "main", "main_img", "main_io"]
 
-Tool: TypeAlias = Callable[[Sequence[str], str], int]
+Run: TypeAlias = Callable[[Sequence[str], str], int]
+
+
+class Tool(NamedTuple):
+    """One of the tools."""
+
+    run: Run
+    summary: str
+
 
 _HELP: Final = """\
 Usage: {prog} TOOL [ARGUMENTS]
 
-  img    create, inspect, check, convert, compare and resize disk images (as qemu-img)
-  io     read, write and map an image by commands (as qemu-io)
-  bench  measure workloads beside qemu-img, fio and others
-
+{tools}
   --help      print this and exit
   --version   print the version and exit
 
@@ -37,22 +42,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name in _LINKS:
         return _run(_LINKS[name], words, name)
     if not words:
-        sys.stderr.write(_HELP.format(prog=name))
+        sys.stderr.write(_help(name))
         return 1
     first, *rest = words
     if first in ("--help", "-h", "help"):
-        sys.stdout.write(_HELP.format(prog=name))
+        sys.stdout.write(_help(name))
         return 0
     if first in ("--version", "-V"):
         from importlib.metadata import version  # noqa: PLC0415  # slow, and only --version needs it
 
         sys.stdout.write(f"{name} version {version('blockio')}\n")
         return 0
-    tool = _TOOLS.get(first)
+    tool = TOOLS.get(first)
     if tool is None:
         sys.stderr.write(f"{name}: unknown tool '{first}'\nTry '{name} --help' for more information\n")
         return 1
-    return _run(tool, rest, f"{name} {first}")
+    return _run(tool.run, rest, f"{name} {first}")
 
 
 def main_img(argv: Sequence[str] | None = None) -> int:
@@ -85,8 +90,17 @@ def _bench(words: Sequence[str], prog: str) -> int:
     return tool(words, prog)
 
 
-_TOOLS: Final[dict[str, Tool]] = {"img": _img, "io": _io, "bench": _bench}
-_LINKS: Final[dict[str, Tool]] = {"qemu-img": _img, "qemu-io": _io, "blockio-img": _img, "blockio-io": _io}
+TOOLS: Final[dict[str, Tool]] = {
+    "img": Tool(_img, "create, inspect, check, convert, compare and resize disk images (as qemu-img)"),
+    "io": Tool(_io, "read, write and map an image by commands (as qemu-io)"),
+    "bench": Tool(_bench, "measure workloads beside qemu-img, fio and others"),
+}
+_LINKS: Final[dict[str, Run]] = {"qemu-img": _img, "qemu-io": _io, "blockio-img": _img, "blockio-io": _io}
+
+
+def _help(prog: str) -> str:
+    tools = "".join(f"  {name:<5}  {tool.summary}\n" for name, tool in TOOLS.items())
+    return _HELP.format(prog=prog, tools=tools)
 
 
 def _called(argv: Sequence[str] | None) -> tuple[str, list[str]]:
@@ -95,7 +109,7 @@ def _called(argv: Sequence[str] | None) -> tuple[str, list[str]]:
     return os.path.basename(name) or "blockio", list(words)
 
 
-def _run(tool: Tool, words: Sequence[str], prog: str) -> int:
+def _run(tool: Run, words: Sequence[str], prog: str) -> int:
     """Run *tool*; SIGINT and SIGTERM cancel what it does, so that it cleans up, and then end the process as usual."""
     ending = signal.SIGINT
 

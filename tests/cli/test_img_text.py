@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from blockio.cli.definitions import Option
 from blockio.cli.img.commands import COMMANDS
-from blockio.cli.img.getopt import CommandLine, Option, UsageError
+from blockio.cli.img.getopt import CommandLine, UsageError
 from blockio.cli.output import Output, human_size, json_pretty, json_string
 from blockio.cli.progress import Bar, JsonLines, PercentLines, Watcher, watcher
 from blockio.img import Progress

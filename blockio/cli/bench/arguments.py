@@ -9,7 +9,7 @@ from typing import Final, NoReturn
 from blockio.driver.options import parse_size
 from blockio.errors import OptionError
 
-__all__ = ["LANES", "UsageError", "given_work", "parse"]
+__all__ = ["LANES", "UsageError", "given_work", "parse", "parser"]
 
 LANES: Final = ("auto", "fast", "started", "slow")
 
@@ -53,6 +53,14 @@ class _Parser(argparse.ArgumentParser):
 
 def parse(words: Sequence[str], prog: str) -> argparse.Namespace:
     """*words* as values. UsageError; SystemExit after ``--help``."""
+    try:
+        return parser(prog).parse_args(list(words))
+    except argparse.ArgumentError as error:
+        raise UsageError(str(error)) from None
+
+
+def parser(prog: str) -> argparse.ArgumentParser:
+    """What reads the command line; ``--help`` and the manual tell what it knows."""
     parser = _Parser(
         prog=prog, usage="%(prog)s [OPTIONS] [IMAGE]", epilog=_HELP, allow_abbrev=False, exit_on_error=False
     )
@@ -60,10 +68,7 @@ def parse(words: Sequence[str], prog: str) -> argparse.Namespace:
     _work(parser.add_argument_group("the work"))
     _measuring(parser.add_argument_group("measuring"))
     _output(parser.add_argument_group("results"))
-    try:
-        return parser.parse_args(list(words))
-    except argparse.ArgumentError as error:
-        raise UsageError(str(error)) from None
+    return parser
 
 
 def given_work(given: argparse.Namespace) -> list[str]:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from blockio.cli.img.getopt import CommandLine, Option
+from blockio.cli.definitions import Option
+from blockio.cli.img.getopt import CommandLine
 
 if TYPE_CHECKING:
     from blockio.cli.output import Output

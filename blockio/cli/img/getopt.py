@@ -9,29 +9,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
-__all__ = ["CommandLine", "Option", "UsageError"]
+from blockio.cli.definitions import Option
 
-
-class Option(NamedTuple):
-    """One option: its ``key`` for the command, its letters and long names, and whether it takes an argument."""
-
-    key: str
-    names: tuple[str, ...]
-    """``("-f",)``, ``("-U", "--force-share")`` …"""
-    metavar: str = ""
-    """What the argument is called; empty for a switch."""
-    help: str = ""
-    own: bool = False
-    """The QEMU tool has none of it: known only to whoever calls the tool by blockio's name."""
-
-    def spelled(self, between: str = " ") -> str:
-        """``-f fmt`` or ``--output=ofmt``, by its last name."""
-        name = self.names[-1]
-        if not self.metavar:
-            return name
-        return f"{name}{between if name.startswith('--') else ' '}{self.metavar}"
+__all__ = ["CommandLine", "UsageError"]
 
 
 class UsageError(Exception):

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from blockio.cli.img.commands import COMMANDS, MAIN_OPTIONS
 
 if TYPE_CHECKING:
-    from blockio.cli.img.getopt import Option
     from blockio.cli.output import Output
 
 __all__ = ["print_help", "print_version"]
@@ -37,12 +36,7 @@ def print_help(output: Output) -> None:
     for name, command in shown:
         output.out(f"\nOptions of {name} ({command.summary}):\n")
         for option in command.known(own=own):
-            output.out(f"  {_synopsis(option):<30} {option.help}\n")
+            output.out(f"  {option.synopsis():<30} {option.help}\n")
     output.out("\nSizes are in bytes; the suffixes k, M, G, T, P and E multiply by powers of 1024.\n")
     output.out("Cache modes: none, writeback, writethrough, directsync, unsafe.\n")
     output.out(f"\nSupported formats: {' '.join(driver_names())}\n")
-
-
-def _synopsis(option: Option) -> str:
-    names = ", ".join(option.names)
-    return f"{names} {option.metavar}" if option.metavar else names

@@ -16,6 +16,7 @@ from blockio.cli.io.getopt import GetOpt, OptionMistake
 from blockio.cli.io.image import option_list
 from blockio.cli.io.language import perform
 from blockio.cli.io.opening import Opening, open_image, set_aio, set_cache, set_discard
+from blockio.cli.io.options import LETTERS, NAMES, usage
 from blockio.cli.io.session import Session
 from blockio.cli.output import Output
 from blockio.cli.warnings import show_warnings
@@ -28,52 +29,6 @@ PROMPT: Final = "qemu-io> "
 
 LineSource: TypeAlias = Callable[[], Awaitable[str | None]]
 """Gives the next line of input without its end; None where there is no more."""
-
-_LETTERS: Final = "hVc:d:f:rsnCmki:t:T:U"
-_NAMES: Final = {
-    "help": "h",
-    "version": "V",
-    "cmd=": "c",
-    "format=": "f",
-    "read-only": "r",
-    "snapshot": "s",
-    "nocache": "n",
-    "copy-on-read": "C",
-    "misalign": "m",
-    "native-aio": "k",
-    "aio=": "i",
-    "discard=": "d",
-    "cache=": "t",
-    "trace=": "T",
-    "force-share": "U",
-    "object=": "object",
-    "image-opts": "image-opts",
-}
-_USAGE: Final = """\
-Usage: {prog} [OPTIONS]... [-c STRING]... [file]
-Reads, writes and maps a disk image by commands
-
-  --object OBJECTDEF   an object beside the image, such as a throttle-group
-  --image-opts         the file is given as options, name=value,...
-  -c, --cmd STRING     run this command, and no prompt; may be repeated
-  -f, --format FMT     the image's format, instead of a guess
-  -r, --read-only      open the image read-only
-  -s, --snapshot       write into a temporary overlay that is thrown away
-  -n, --nocache        bypass the host's page cache, short for -t none
-  -C, --copy-on-read   keep what is read from a backing file
-  -m, --misalign       use memory that O_DIRECT would not take
-  -k, --native-aio     short for -i native
-  -i, --aio=MODE       threads, native or io_uring
-  -t, --cache=MODE     none, writeback, unsafe, directsync or writethrough
-  -d, --discard=MODE   ignore (off) or unmap (on)
-  -T, --trace [[enable=]<pattern>][,events=<file>][,file=<file>]
-                       accepted; there are no trace events
-  -U, --force-share    do not mind others who use the image
-  -h, --help           print this and exit
-  -V, --version        print the version and exit
-
-'{prog} -c help' lists the commands.
-"""
 
 
 class Ending(Exception):
@@ -100,7 +55,7 @@ def prepare(argv: list[str], prog: str) -> Plan:
         return _prepare(argv, output)
     except OptionMistake as mistake:
         output.report(f"{prog}: {mistake}\n")
-        output.out(_USAGE.format(prog=prog))
+        output.out(usage(prog))
     except BlockError as error:
         output.error(str(error))
     except Ending:
@@ -115,11 +70,11 @@ def _prepare(argv: list[str], output: Output) -> Plan:
     opening = Opening()
     driver: str | None = None
     image_opts = False
-    options = GetOpt(argv, _LETTERS, _NAMES)
+    options = GetOpt(argv, LETTERS, NAMES)
     for option, argument in options:
         match option:
             case "h":
-                output.out(_USAGE.format(prog=output.prog))
+                output.out(usage(output.prog))
                 raise Ending(0)
             case "V":
                 output.out(_version(output.prog))
@@ -156,7 +111,7 @@ def _prepare(argv: list[str], output: Output) -> Plan:
             case "image-opts":
                 image_opts = True
     if len(options.operands) > 1:
-        output.out(_USAGE.format(prog=output.prog))
+        output.out(usage(output.prog))
         raise Ending(1)
     if driver is not None and image_opts:
         raise OptionError("--image-opts and -f are mutually exclusive")

@@ -1,0 +1,154 @@
+"""What the tables of options cannot say: how a command works, what it prints and returns, how to do it in a program.
+
+Examples are commands as one types them, behind ``blockio``; a test runs those of each page one after the other.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+__all__ = ["CACHE_MODES", "IO_ABOUT", "PROSE", "STATUS", "Prose"]
+
+
+class Prose(NamedTuple):
+    """About one command."""
+
+    about: tuple[str, ...]
+    examples: tuple[str, ...] = ()
+    library: str = ""
+    status: tuple[tuple[str, str], ...] = ()
+
+
+STATUS: Final = (("0", "It is done."), ("1", "It is not, and standard error says why."))
+
+CACHE_MODES: Final = (
+    ("none", "past the host's page cache (O_DIRECT)"),
+    ("writeback", "through the page cache; a flush makes it last"),
+    ("writethrough", "as `writeback`, and each write lasts when it is done"),
+    ("directsync", "as `none`, and each write lasts when it is done"),
+    ("unsafe", "through the page cache, and flushes do nothing"),
+)
+
+IO_ABOUT: Final = (
+    "Commands come from `-c`, one after the other, or, without any `-c`, from standard input behind a prompt; on a "
+    "terminal with editing and history. Words are parted by blanks; sizes take the suffixes k, M, G, T, P and E.",
+    "The exit status is 1 when the image could not be opened or any command failed, else 0.",
+)
+
+PROSE: Final[dict[str, Prose]] = {
+    "bench": Prose(
+        (
+            "Sends requests of one size, `-d` of them at a time, and prints how long all took. For more than that, "
+            "with peers beside it and latencies, see `blockio bench`.",
+        ),
+        ("img bench -f qcow2 -c 1000 disk.qcow2",),
+        'await img.bench("disk.qcow2", count=1000)',
+    ),
+    "bitmap": Prose(
+        (
+            "The actions are done in the order in which they are given. An image must not be in use meanwhile.",
+            "A bitmap that is enabled records which parts of the disk are written to from then on; backup programs ask "
+            "for it.",
+        ),
+        ("img bitmap --add -g 64k disk.qcow2 nightly", "img bitmap --remove disk.qcow2 nightly"),
+        'await img.bitmap("disk.qcow2", "nightly", [img.BitmapOperation(img.BitmapAction.ADD)])',
+    ),
+    "check": Prose(
+        (
+            "Reads the metadata only, not the data. `-r leaks` gives back clusters that nothing refers to; `-r all` "
+            "also mends what is wrong, which may cost data.",
+        ),
+        ("img check disk.qcow2", "img check --output=json disk.qcow2"),
+        'report = await img.check("disk.qcow2")',
+        (
+            ("0", "The image is consistent, now."),
+            ("1", "The check could not be done."),
+            ("2", "There are corruptions."),
+            ("3", "There are leaked clusters, and no corruptions."),
+            ("63", "The format knows no check."),
+        ),
+    ),
+    "commit": Prose(
+        (
+            "Without `-d` and `-b` the overlay is emptied afterwards: what it held is below it now.",
+            "A commit that is interrupted can simply be repeated: the overlay is emptied only at the end.",
+        ),
+        (
+            "img create -f qcow2 -b disk.qcow2 -F qcow2 overlay.qcow2",
+            "img commit overlay.qcow2",
+        ),
+        'await img.commit("overlay.qcow2")',
+    ),
+    "compare": Prose(
+        (
+            "Reads both disks as a guest would. Formats and sizes of the files do not matter; without `-s`, neither "
+            "does a tail of zeroes.",
+        ),
+        ("img convert -O raw disk.qcow2 disk.raw", "img compare disk.qcow2 disk.raw"),
+        'result = await img.compare("disk.qcow2", "disk.raw")',
+        (
+            ("0", "They are the same."),
+            ("1", "They differ."),
+            ("2", "One of them cannot be opened."),
+            ("3", "What lies where cannot be found out."),
+            ("4", "One of them cannot be read."),
+        ),
+    ),
+    "convert": Prose(
+        (
+            "Several disks are put one after the other. Zeroes take no room in the new image, where it can leave them "
+            "out.",
+            "A target that did not exist is written beside its final name and gets the name when it is whole; when the "
+            "command fails, or is ended by SIGINT or SIGTERM, nothing is left. SIGUSR1 prints a percentage.",
+        ),
+        (
+            "img convert -O raw disk.qcow2 disk.raw",
+            "img convert -c -O qcow2 disk.raw small.qcow2",
+        ),
+        'await img.convert("disk.qcow2", "disk.raw", "raw")',
+    ),
+    "create": Prose(
+        (
+            "The size may be left out where there is a backing file: it is that file's. `-o help` lists what a format "
+            "takes.",
+        ),
+        ("img create -f qcow2 -o cluster_size=128k new.qcow2 20G", "img create -f qcow2 -o help"),
+        'await img.create("new.qcow2", "qcow2", size=20 << 30, options={"cluster_size": 131072})',
+    ),
+    "dd": Prose(
+        ("Operands are written as those of Unix's `dd`. The target is always made anew.",),
+        ("img dd -f qcow2 -O raw bs=1M count=2 skip=1 if=disk.qcow2 of=part.raw",),
+        'await img.dd("disk.qcow2", "part.raw", block_size=1 << 20, count=2, skip=1)',
+    ),
+    "info": Prose(
+        (
+            "Reads the header, not the disk. The format is guessed unless `-f` gives it, and a guess can be fooled: "
+            "give it where the image is a stranger's.",
+        ),
+        ("img info disk.qcow2", "img info --output=json disk.qcow2"),
+        'found = await img.info("disk.qcow2")',
+    ),
+    "map": Prose(
+        ("`human` shows only where data are, and in which file of the chain; `json` all of the disk.",),
+        ("img map --output=json disk.qcow2",),
+        'async for entry in img.map("disk.qcow2"): ...',
+    ),
+    "measure": Prose(
+        ("Answers for the content of an image, or with `--size` for an empty disk. Nothing is written.",),
+        ("img measure -O qcow2 disk.qcow2", "img measure -O qcow2 --size 10G"),
+        'await img.measure("disk.qcow2", "qcow2")',
+    ),
+    "resize": Prose(
+        (
+            "A sign in front of the size means more, or less, than now. What lies behind a smaller size is lost, which "
+            "is why `--shrink` must be said.",
+        ),
+        ("img resize disk.qcow2 +1M",),
+        'await img.resize("disk.qcow2", 5 << 20)',
+    ),
+    "snapshot": Prose(
+        ("Snapshots inside an image keep the whole disk as it was. Without an action they are listed.",),
+        ("img snapshot -c before disk.qcow2", "img snapshot -l disk.qcow2", "img snapshot -a before disk.qcow2"),
+        'await img.snapshot_create("disk.qcow2", "before")',
+    ),
+}
