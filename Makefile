@@ -1,6 +1,6 @@
 # The commands of this project. `make demo` and `make test` set everything up by themselves.
 .DEFAULT_GOAL := help
-.PHONY: help venv peers demo test explore crash stress bench lint format clean
+.PHONY: help venv peers demo test explore crash stress bench docs lint format clean
 BIN := .venv/bin
 SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d " ")
 TESTS ?= tests
@@ -15,6 +15,7 @@ help:
 	@echo 'make stress   requests while a backend moves, drains, resizes, throttles [STRESS_STEPS=n] [SEED=n]'
 	@echo 'make crash    every state that a crash may leave of a qcow2 image [CRASH_STATES=n] [SEED=n]'
 	@echo 'make bench    side by side with what else there is quickly [ARGS="--suite reads"]; in full: make bench ARGS='
+	@echo 'make docs     the pages of the tools, docs/commands and docs/man, from their definitions'
 	@echo 'make lint     ruff, mypy, import contracts'
 	@echo 'make venv     only set up: .venv/bin/blockio'
 
@@ -46,6 +47,9 @@ stress: .venv/.stamp
 bench: ARGS ?= --quick
 bench: .venv/.stamp peers
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+docs: .venv/.stamp
+	$(BIN)/python -m blockio.cli.manual docs
 
 lint: .venv/.stamp
 	$(BIN)/ruff check

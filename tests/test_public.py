@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import blockio
+from blockio.cli.manual import files
 from blockio.testing.driver import MemoryDisk
 
 
@@ -47,3 +49,12 @@ async def test_open_is_awaitable_and_a_context_manager() -> None:
         async with opening:
             with pytest.raises(RuntimeError, match="opens once"):
                 await opening.__aenter__()
+
+
+def test_the_pages_of_the_tools_say_what_the_tools_take() -> None:
+    docs = Path(__file__).parents[1] / "docs"
+    there = {str(path.relative_to(docs)) for kind in ("commands/*.md", "man/*.1") for path in docs.glob(kind)}
+    wanted = files()
+    stale = [name for name, text in wanted.items() if name not in there or (docs / name).read_text() != text]
+    assert not stale, f"run `make docs`: {stale}"
+    assert there == set(wanted), "run `make docs`"

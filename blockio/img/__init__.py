@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from blockio.img.dd import dd
     from blockio.img.describing import info, info_chain
     from blockio.img.drawing import picture
+    from blockio.img.limiting import RateLimit
     from blockio.img.mapping import map_image as map
     from blockio.img.measuring import measure
     from blockio.img.opening import Image
@@ -67,6 +68,7 @@ _HOME = {
     "blockio.img.dd": ("dd",),
     "blockio.img.describing": ("info", "info_chain"),
     "blockio.img.drawing": ("picture",),
+    "blockio.img.limiting": ("RateLimit",),
     "blockio.img.mapping": ("map_image",),
     "blockio.img.measuring": ("measure",),
     "blockio.img.opening": ("Image",),
@@ -112,6 +114,7 @@ __all__ = [
     "MapEntry",
     "Observer",
     "Progress",
+    "RateLimit",
     "ResizeResult",
     "SnapshotInfo",
     "bench",

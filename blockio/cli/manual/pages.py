@@ -50,7 +50,7 @@ def web_pages() -> list[Page]:
 def man_pages() -> list[Page]:
     """One manual page for each tool, with all of its commands."""
     tools = [Term(name, tool.summary) for name, tool in TOOLS.items()]
-    also = Section("See also", [Text("`blockio`(1), `blockio-img`(1), `blockio-io`(1)")])
+    also = Section("See also", [Text("`blockio`(1), `blockio-img`(1), `blockio-io`(1), `blockio-bench`(1)")])
     img = [Section("Synopsis", [Code("blockio img [standard options] command [command options]")]), *_img_in_general()]
     for name, command in sorted(COMMANDS.items()):
         first, *rest = _command_sections(name, command)
@@ -66,12 +66,12 @@ def man_pages() -> list[Page]:
             [
                 Section("Synopsis", [Code("blockio TOOL [ARGUMENTS]")]),
                 Section("Tools", [Terms(tools), Text(_NAMES)]),
-                *(Section(f"bench: {part.title}", part.blocks) for part in _bench_sections()),
                 also,
             ],
         ),
         Page("blockio-img", "blockio-img", TOOLS["img"].summary, [*img, also]),
         Page("blockio-io", "blockio-io", TOOLS["io"].summary, [*_io_sections(), also]),
+        Page("blockio-bench", "blockio-bench", TOOLS["bench"].summary, [*_bench_sections(), also]),
     ]
 
 

@@ -51,7 +51,7 @@ PROSE: Final[dict[str, Prose]] = {
             "for it.",
         ),
         ("img bitmap --add -g 64k disk.qcow2 nightly", "img bitmap --remove disk.qcow2 nightly"),
-        'await img.bitmap("disk.qcow2", "nightly", [img.BitmapOperation(img.BitmapAction.ADD)])',
+        'await img.bitmap("disk.qcow2", "nightly", [img.BitmapAction(img.BitmapOperation.ADD)])',
     ),
     "check": Prose(
         (
@@ -131,7 +131,7 @@ PROSE: Final[dict[str, Prose]] = {
     "map": Prose(
         ("`human` shows only where data are, and in which file of the chain; `json` all of the disk.",),
         ("img map --output=json disk.qcow2",),
-        'async for entry in img.map("disk.qcow2"): ...',
+        'async for entry in img.map("disk.qcow2"):\n    print(entry)',
     ),
     "measure": Prose(
         ("Answers for the content of an image, or with `--size` for an empty disk. Nothing is written.",),
