@@ -25,6 +25,7 @@ from blockio.driver.base import (
     FormatDriver,
     Measurement,
     MeasureSource,
+    ReopenState,
     default_child_perm,
 )
 from blockio.driver.options import Size
@@ -77,6 +78,7 @@ class RawDriver(FormatDriver):
     name = "raw"
     Options = RawOptions
     CreateOptions = RawCreateOptions
+    reopen_options = frozenset(("offset", "size"))
     capabilities = Capabilities(
         write_zeroes=Capability.NATIVE,
         discard=Capability.NATIVE,
@@ -90,6 +92,7 @@ class RawDriver(FormatDriver):
         super().__init__(host)
         self.offset = 0
         self.fixed_size: int | None = None
+        self._resized = False
 
     @classmethod
     def probe(cls, head: bytes, filename: str) -> int:
@@ -115,10 +118,20 @@ class RawDriver(FormatDriver):
         # than its users need of it.
         windowed = options.offset > 0 or options.size is not None
         role = (Role.DATA if windowed else Role.FILTERED) | Role.PRIMARY
-        self.offset = options.offset
-        self.fixed_size = options.size
         self.file = await opener.required("file", role)
         containing = await self.file.co_getlength()
+        self._check(options, containing)
+        self._look_through(options, containing)
+        if self.host.probed and not self.host.flags.read_only:
+            self.host.report(
+                f"WARNING: Image format was not specified for '{self.file.filename}' and probing guessed raw.\n"
+                "         Automatically detecting the format is dangerous for raw images, write operations on block 0 "
+                "will be restricted.\n"
+                "         Specify the 'raw' format explicitly to remove the restrictions."
+            )
+
+    def _check(self, options: RawOptions, containing: int) -> None:
+        """OptionError where the window does not lie in a file of *containing* bytes."""
         if options.offset > containing:
             raise OptionError(
                 f"Offset ({options.offset}) cannot be greater than size of the containing file ({containing})"
@@ -131,14 +144,26 @@ class RawDriver(FormatDriver):
                 )
             if options.size % _SECTOR:
                 raise OptionError(f"Specified size is not multiple of {_SECTOR}")
+
+    def _look_through(self, options: RawOptions, containing: int) -> None:
+        self.offset, self.fixed_size = options.offset, options.size
         self.length = self._length_in(containing)
-        if self.host.probed and not self.host.flags.read_only:
-            self.host.report(
-                f"WARNING: Image format was not specified for '{self.file.filename}' and probing guessed raw.\n"
-                "         Automatically detecting the format is dangerous for raw images, write operations on block 0 "
-                "will be restricted.\n"
-                "         Specify the 'raw' format explicitly to remove the restrictions."
-            )
+
+    async def reopen_prepare(self, state: ReopenState) -> None:
+        containing = await self.file.co_getlength()
+        self._check(state.options, containing)
+        state.notes["containing"] = containing
+
+    def reopen_commit(self, state: ReopenState) -> None:
+        before = self.length
+        self._look_through(state.options, state.notes["containing"])
+        self._resized = self.length != before
+
+    async def reopen_done(self) -> None:
+        """Another window may be of another length: tell those who look through it."""
+        if self._resized:
+            self._resized = False
+            self.host.length_changed()
 
     def _length_in(self, containing: int) -> int:
         """How long the disk is in a file of *containing* bytes."""

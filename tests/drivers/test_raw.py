@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,16 +12,18 @@ from typing import Any
 import pytest
 
 from blockio.buffers import IoVector
+from blockio.cli.io import main
 from blockio.driver.gate import AllowAll
 from blockio.errors import BlockError, OptionError, ReadOnly, UnsupportedFeature
 from blockio.graph.mutate import attach_child, detach_child
 from blockio.graph.open import open_node
+from blockio.graph.reopen import reopen
 from blockio.io import NodeIO
 from blockio.testing.memory import MemoryChild, MemoryHost, MemoryOpener
 from blockio.types import ExtentKind, OpenFlags, Perm, PreallocMode, Role, StatusFlags
 from blockio_drivers.raw import RawCreateOptions, RawDriver, RawOptions
 from tests.io.world import Rig, Top, pattern
-from tests.support.qemu import qemu_img, qemu_img_json, qemu_io
+from tests.support.qemu import qemu_img, qemu_img_json, qemu_io, without_timing
 
 QCOW2_HEAD = b"QFI\xfb" + (3).to_bytes(4, "big") + bytes(504)
 
@@ -318,3 +321,43 @@ async def test_both_write_the_same_bytes(tmp_path: Path) -> None:
                 assert bool(status.flags & StatusFlags.DATA) == entry["data"]
                 assert status.host_offset == entry["offset"]
                 at += status.length
+
+
+@pytest.mark.peer("qemu-io")
+@pytest.mark.parametrize(
+    "option", ["offset=512", "offset=511", "size=64k", "offset=64k,size=1k", "offset=99M", "size=99M", "size=1000"]
+)
+def test_another_window_as_qemu_io_opens_it(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    commands = ["write -P 1 0 1k", f"reopen -o {option}", "length", "write -P 2 512 512", "read -P 9 1k 512", "length"]
+    words = ["-f", "raw", *(word for command in commands for word in ("-c", command)), "d"]
+    said = []
+    for ours in (True, False):
+        (tmp_path / "d").write_bytes(b"\x09" * (1 << 20))
+        if ours:
+            capfd.readouterr()
+            status = main(words, "qemu-io")
+            out, err = capfd.readouterr()
+        else:
+            done = subprocess.run(["qemu-io", *words], capture_output=True, text=True, check=False, timeout=60)
+            status, out, err = done.returncode, done.stdout, done.stderr
+        said.append((status, without_timing(out), err, (tmp_path / "d").read_bytes()))
+    assert said[0] == said[1]
+
+
+async def test_who_looks_through_the_window_hears_of_another_length(tmp_path: Path) -> None:
+    path = tmp_path / "d"
+    path.write_bytes(pattern(8192))
+    async with opened(path, **window(path, size=4096)) as rig:
+        heard = rig.top.resizes
+        await reopen(rig.node, options={"offset": 1024})
+        assert rig.top.resizes == heard, "as long as before"
+        await reopen(rig.node, options={"offset": 1024, "size": 512})
+        assert (rig.node.length, rig.top.resizes) == (512, heard + 1)
+        with pytest.raises(OptionError, match="cannot be greater than size of the containing file"):
+            await reopen(rig.node, options={"offset": 8704, "size": 512})
+        data = bytearray(512)
+        await rig.edge.co_preadv(0, IoVector.of(data))
+        assert data == pattern(8192)[1024:1536]

@@ -67,12 +67,8 @@ class Allocator:
         self._block_bits = geometry.refcount_block_bits
         self._codec = RefcountCodec.of(geometry.refcount_order)
         self._runs = FreeRuns(geometry.refcount_order)
-        slice_bytes = min(geometry.cluster_size, _MAX_SLICE)
-        self._slice_bits = self._codec.entries(slice_bytes).bit_length() - 1
         self.table: array[int] = table_from_bytes(b"")
-        self.cache: MetadataCache[bytearray] = MetadataCache(
-            slice_bytes, cache_bytes // slice_bytes, self._load, self.write_blocks
-        )
+        self.use_cache(cache_bytes)
         self._dirty_entries: set[int] = set()
         self._blocks_end = 0
         self._hint = 0
@@ -81,6 +77,14 @@ class Allocator:
         self.packed_end = 0
         self._lock = asyncio.Lock()
         self._writing = asyncio.Lock()
+
+    def use_cache(self, cache_bytes: int) -> None:
+        """An empty cache of that size. One that was there must be clean, and no request under way."""
+        slice_bytes = min(self._image.geometry.cluster_size, _MAX_SLICE)
+        self._slice_bits = self._codec.entries(slice_bytes).bit_length() - 1
+        self.cache: MetadataCache[bytearray] = MetadataCache(
+            slice_bytes, cache_bytes // slice_bytes, self._load, self.write_blocks
+        )
 
     def change_loop(self) -> None:
         """A lock stays with the loop that first waited for it: new ones for a new loop. Nobody holds one now."""

@@ -5,8 +5,8 @@ A *slice* is the part of a table that is read at once: all of it where clusters 
 
 Invariants:
 
-* ``slices`` holds every slice in memory; the fast lane reads it directly. A slice leaves it only by eviction, and
-  only while it is clean, not being written and not pinned.
+* ``slices`` holds every slice in memory; the fast lane reads it directly. A slice leaves it only by eviction or by
+  ``clean``, and only while it is clean, not being written and not pinned. Whoever needs one across an await pins it.
 * Dirty marks (a bit for each *page* of a slice) are taken away by ``take_dirty`` and come back with ``written``
   when the write-back failed. Between the two the slice counts as *in writing* and stays reachable.
 * A table that is being read is read once, whoever asks; a reader that is cancelled leaves the others to read on.
@@ -140,6 +140,15 @@ class MetadataCache(Generic[T]):
             found.hot = False
             self.slices[key] = self.slices.pop(key)
         return False
+
+    def clean(self) -> None:
+        """Drop what was not used since the clock hand, or ``clean``, last came by, and may be dropped."""
+        for key, found in list(self.slices.items()):
+            if found.hot:
+                found.hot = False
+            elif not (found.dirty or found.pins or found.writing):
+                del self.slices[key]
+                self._evictions += 1
 
     def mark(self, found: Slice[T], start: int, stop: int) -> None:
         """Bytes *start* to *stop* of *found* were changed."""

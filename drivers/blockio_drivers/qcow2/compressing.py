@@ -84,7 +84,7 @@ class CompressedWriter:
         self._writer = writer
         self._write_back = write_back
         self._reader = reader
-        self._level = level
+        self.level = level
         self._bits = image.geometry.cluster_bits
         self._cluster = image.geometry.cluster_size
         self._mask = image.geometry.cluster_mask
@@ -157,7 +157,7 @@ class CompressedWriter:
 
         async def work() -> None:
             loop = asyncio.get_running_loop()
-            packed.extend(await loop.run_in_executor(None, compress_clusters, kind, clusters, size, self._level))
+            packed.extend(await loop.run_in_executor(None, compress_clusters, kind, clusters, size, self.level))
 
         await finish(work())
         return packed

@@ -39,7 +39,7 @@ class Discarder:
         self._mapping = mapping
         self._writer = writer
         self._write_back = write_back
-        self._pass_discard = pass_discard
+        self.pass_discard = pass_discard
         self._version = image.geometry.version
         self._cluster_mask = image.geometry.cluster_mask
         self._mask = image.geometry.subcluster_mask
@@ -140,5 +140,5 @@ class Discarder:
             raise mapping.corruption(error, offset, at) from None
         if freed is not None:
             mapping.mark(found, at, stop)
-            asked = self._pass_discard
+            asked = self.pass_discard
             self._writer.let_go(freed, discard=self._image.host.flags.unmap if asked is None else asked)

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from blockio.aio.clock import Clock, LoopClock
 from blockio.buffers import IoVector
 from blockio.driver.base import (
     Allocation,
@@ -30,7 +31,7 @@ from blockio.driver.base import (
     ReopenState,
 )
 from blockio.driver.gate import ReferenceKind
-from blockio.errors import BlockError, CorruptImage, NoMedium, OptionError
+from blockio.errors import BlockError, CorruptImage, NoMedium
 from blockio.types import (
     BlockInfo,
     BlockLimits,
@@ -44,7 +45,7 @@ from blockio_drivers.qcow2.allocation import Writer
 from blockio_drivers.qcow2.allocator import Allocator
 from blockio_drivers.qcow2.bitmaps import PersistentBitmaps
 from blockio_drivers.qcow2.cache import CacheStatistics
-from blockio_drivers.qcow2.compress import LEVELS
+from blockio_drivers.qcow2.cleaning import CacheCleaner
 from blockio_drivers.qcow2.compressed import CompressedReader
 from blockio_drivers.qcow2.compressing import CompressedWriter
 from blockio_drivers.qcow2.discard import Discarder
@@ -56,9 +57,9 @@ from blockio_drivers.qcow2.mapping import Mapping
 from blockio_drivers.qcow2.options import Qcow2CreateOptions, Qcow2Options
 from blockio_drivers.qcow2.overlap import OverlapGuard
 from blockio_drivers.qcow2.resize import Resizer
-from blockio_drivers.qcow2.sizing import CacheSizes
 from blockio_drivers.qcow2.snapshots import Snapshots
 from blockio_drivers.qcow2.tables import COPIED, L2_OFFSET_MASK
+from blockio_drivers.qcow2.tuning import Tuning
 from blockio_drivers.qcow2.vmstate import MachineState
 from blockio_drivers.qcow2.writeback import WriteBack
 
@@ -91,6 +92,7 @@ class Qcow2Driver(FormatDriver):
     name = "qcow2"
     Options = Qcow2Options
     strong_options = frozenset()
+    reopen_options = frozenset(Qcow2Options.__struct_encode_fields__)
     CreateOptions = Qcow2CreateOptions
     stores_bitmaps = True
     capabilities = Capabilities(
@@ -109,6 +111,8 @@ class Qcow2Driver(FormatDriver):
         self._arming = asyncio.Lock()
         self._revising = asyncio.Lock()
         self._data_may_be_hole: bool | None = None
+        self.clock: Clock = LoopClock()
+        self._cleaner = CacheCleaner(self._clean)
 
     # -- probing and creation
 
@@ -146,8 +150,9 @@ class Qcow2Driver(FormatDriver):
         self.file = await opener.required("file", Role.IMAGE)
         header = await self._read_header()
         header.refuse_unsupported()
-        image = self._image = Image(self.host, self.file, header, lazy=self._lazy(options, header))
-        self._assemble(options)
+        tuning = self._tuning = Tuning.of(options, header, self.host.trust)
+        image = self._image = Image(self.host, self.file, header, lazy=tuning.lazy)
+        self._assemble(options, tuning)
         await self._load()
         if not flags.no_backing:
             self.backing = await self._open_backing(opener)
@@ -157,6 +162,12 @@ class Qcow2Driver(FormatDriver):
             await self._bitmaps.load()
         if image.writable and not flags.check:
             await self._signalling(self._arm())
+        self._cleaner.start(self.clock, tuning.clean_interval)
+
+    def _clean(self) -> None:
+        """Let go of metadata that nobody used for a while."""
+        self._mapping.cache.clean()
+        self._allocator.cache.clean()
 
     async def _read_header(self) -> Header:
         flags = self.host.flags
@@ -176,18 +187,10 @@ class Qcow2Driver(FormatDriver):
         await self.file.co_preadv(offset, IoVector.of(data))
         return bytes(data)
 
-    def _lazy(self, options: Qcow2Options, header: Header) -> bool:
-        if options.lazy_refcounts and header.version < 3:
-            raise OptionError("Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level")
-        return header.lazy_refcounts if options.lazy_refcounts is None else options.lazy_refcounts
-
-    def _assemble(self, options: Qcow2Options) -> None:
+    def _assemble(self, options: Qcow2Options, tuning: Tuning) -> None:
         """Make the parts and introduce them to each other."""
         image = self._image
-        protected = options.protected()
-        if options.compression_level not in LEVELS:
-            raise OptionError(f"Compression level must be between {LEVELS[0]} and {LEVELS[-1]}")
-        sizes = CacheSizes.of(options, image.geometry, image.length, self.host.trust)
+        protected, sizes = tuning.protected, tuning.sizes
         image.guard = OverlapGuard(image, protected)
         self._allocator = Allocator(image, sizes.refcount)
         self._write_back = WriteBack(image, self._allocator)
@@ -236,15 +239,33 @@ class Qcow2Driver(FormatDriver):
             pass_discard=options.pass_discard_snapshot,
         )
         self._state = MachineState(image, self._mapping, self._writer, self._resizer, self._compressed)
-        # For the fast lane: one attribute each, no call.
-        self._slices = self._mapping.standard_slices
-        self._slice_shift = self._mapping.slice_shift
-        self._slice_mask = self._mapping.slice_subclusters - 1
+        self._find_slices()
         self._bits = image.geometry.cluster_bits
         self._mask = image.geometry.cluster_mask
         self._cluster = image.geometry.cluster_size
         self._extended = image.geometry.extended_l2
         self._odd = (_NOT_COPIED & ~L2_OFFSET_MASK) | self._mask
+
+    def _find_slices(self) -> None:
+        """For the fast lane: one attribute each, no call."""
+        self._slices = self._mapping.standard_slices
+        self._slice_shift = self._mapping.slice_shift
+        self._slice_mask = self._mapping.slice_subclusters - 1
+
+    def _tune(self, options: Qcow2Options, tuning: Tuning) -> None:
+        """What *options* say is in force. All metadata is on disk, and no request under way."""
+        before, self._options, self._tuning = self._tuning, options, tuning
+        self._image.lazy = tuning.lazy
+        self._image.guard.choose(tuning.protected)
+        self._discarder.pass_discard = options.pass_discard_request
+        self._snapshots.pass_discard = options.pass_discard_snapshot
+        self._snapshots.protect_tables = "inactive_l2" in tuning.protected
+        self._compressing.level = options.compression_level
+        if tuning.sizes != before.sizes:
+            self._allocator.use_cache(tuning.sizes.refcount)
+            self._mapping.use_cache(tuning.sizes.l2_entry, tuning.sizes.l2)
+            self._find_slices()
+        self._cleaner.start(self.clock, tuning.clean_interval)
 
     async def _load(self) -> None:
         """Read what is kept in memory whole: L1 and refcount table."""
@@ -311,6 +332,7 @@ class Qcow2Driver(FormatDriver):
     async def close(self) -> None:
         """Write everything back, make it stable and mark the image clean. Releases also where that fails."""
         image = self._image
+        self._cleaner.stop()
         try:
             if self._bitmaps.unsaved and not self._armed and image.writable:
                 await self._signalling(self._ready())  # storing them failed before: one more try
@@ -361,10 +383,11 @@ class Qcow2Driver(FormatDriver):
         try:
             header = await self._read_header()
             header.refuse_unsupported()
-            self._image = Image(self.host, self.file, header, lazy=self._lazy(self._options, header))
+            tuning = self._tuning = Tuning.of(self._options, header, self.host.trust)
+            self._image = Image(self.host, self.file, header, lazy=tuning.lazy)
             self._armed = False
             self._data_may_be_hole = None
-            self._assemble(self._options)
+            self._assemble(self._options, tuning)
             await self._load()
             self._discarder.backing = self.backing
             self.length = self._image.length
@@ -381,18 +404,25 @@ class Qcow2Driver(FormatDriver):
         self.host.limits_changed()
 
     async def reopen_prepare(self, state: ReopenState) -> None:
-        """To read-only: write everything back and mark the image clean. To writable: refused for a corrupt image."""
-        header = self._image.header
+        """To read-only or other options: write everything back and mark the image clean, as ``close`` does.
+
+        To writable: CorruptImage for a corrupt image. OptionError for options that cannot be.
+        """
+        image, header = self._image, self._image.header
         was = self.host.flags.read_only
         if was and not state.flags.read_only and header.corrupt and not state.flags.check:
             raise CorruptImage("qcow2: Image is corrupt; cannot be opened read/write", 13)
-        if not was and state.flags.read_only and self._armed:
+        state.notes["tuning"] = Tuning.of(state.options, header, self.host.trust)
+        behind = self._armed or self._mapping.dirty or self._allocator.dirty  # disarmed and dirty: a try that failed
+        if behind and image.writable and (state.flags.read_only or state.options != self._options):
             self._armed = False  # what is stored must be made fit for changes again, should this come to nothing
             await self._signalling(self._settle())
 
     def reopen_commit(self, state: ReopenState) -> None:
         """The next change makes the image fit for changes again: others may have had it meanwhile."""
         self._armed = self._armed and not state.flags.read_only
+        if state.options != self._options:
+            self._tune(state.options, state.notes["tuning"])
 
     async def reopen_done(self) -> None:
         """A writable image is made fit for changes now, for its bitmaps' sake."""
@@ -401,8 +431,13 @@ class Qcow2Driver(FormatDriver):
 
     # -- facts
 
+    def detach_context(self) -> None:
+        """The old loop calls no more."""
+        self._cleaner.stop()
+
     def attach_context(self, context: AioContext) -> None:
-        """Locks for the new loop."""
+        """Locks and timer for the new loop."""
+        self._cleaner.start(self.clock, self._tuning.clean_interval)
         self._arming = asyncio.Lock()
         self._revising = asyncio.Lock()
         for part in (self._image, self._allocator, self._mapping, self._write_back, self._compressing, self._bitmaps):

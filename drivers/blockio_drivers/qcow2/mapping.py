@@ -79,19 +79,25 @@ class Mapping:
         self._sub_bits = geometry.subcluster_bits
         self._sub_mask = geometry.subcluster_mask
         self.entries = entries_of(geometry)
+        self._odd = (~L2_OFFSET_MASK & (COPIED - 1)) | self._mask
+        self._l1_shift = geometry.l1_shift
+        self._write_back = write_back
+        self.use_cache(slice_bytes, cache_bytes)
+        self._dirty_l1: set[int] = set()
+        self._tables = asyncio.Lock()
+
+    def use_cache(self, slice_bytes: int, cache_bytes: int) -> None:
+        """An empty cache of that size. One that was there must be clean, and no request under way."""
+        geometry = self._image.geometry
         self.slice_subclusters = (slice_bytes // geometry.l2_entry_bytes) << self.entries.shift
         self.slice_shift = geometry.subcluster_bits + self.slice_subclusters.bit_length() - 1
         """``guest_offset >> slice_shift`` is the number of the slice that speaks of it."""
-        self._odd = (~L2_OFFSET_MASK & (COPIED - 1)) | self._mask
         self._table_shift = geometry.l1_shift - self.slice_shift
-        self._l1_shift = geometry.l1_shift
         self.cache: MetadataCache[array[int]] = MetadataCache(
-            slice_bytes, cache_bytes // slice_bytes, self._load, write_back
+            slice_bytes, cache_bytes // slice_bytes, self._load, self._write_back
         )
         self.standard_slices = {} if geometry.extended_l2 else self.cache.slices
         """Those of one word for each cluster, which the fast lanes read without asking anybody; empty where none is."""
-        self._dirty_l1: set[int] = set()
-        self._tables = asyncio.Lock()
 
     def change_loop(self) -> None:
         """A lock stays with the loop that first waited for it: new ones for a new loop. Nobody holds one now."""

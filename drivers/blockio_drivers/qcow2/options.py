@@ -74,6 +74,8 @@ class Qcow2Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rena
     """How much of an L2 table is read at once: a power of two from 512 to the cluster size."""
     refcount_cache_size: Size | None = None
     """Memory for refcount blocks."""
+    cache_clean_interval: int = 600
+    """After how many seconds without use L2 tables and refcount blocks leave memory; 0: never."""
 
     def protected(self) -> frozenset[str]:
         """The classes of metadata that are protected. OptionError for a template that there is not."""

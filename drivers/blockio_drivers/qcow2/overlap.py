@@ -75,8 +75,7 @@ class OverlapGuard:
         """*classes* as ``OverlapChecks`` names them."""
         self._image = image
         self._mask = image.geometry.cluster_mask
-        self._classes = classes
-        self._look_at_inactive_l2 = "inactive_l2" in classes
+        self.choose(classes)
         self.l2_tables = SortedOffsets()
         self.refcount_blocks = SortedOffsets()
         self.inactive_l1: list[Area] = []
@@ -86,6 +85,11 @@ class OverlapGuard:
         self._fixed_end = 0
         self._directory_start = 0
         self._directory_end = 0
+
+    def choose(self, classes: frozenset[str]) -> None:
+        """Protect *classes* from now on."""
+        self._classes = classes
+        self._look_at_inactive_l2 = "inactive_l2" in classes
 
     def refresh(self) -> None:
         """What the guard was told of snapshots changed."""

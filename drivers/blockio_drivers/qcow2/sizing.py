@@ -16,6 +16,7 @@ __all__ = ["CacheSizes"]
 _DEFAULT_L2_MAX: Final = 32 << 20
 _DEFAULT_ENTRY: Final = 64 << 10
 _MIN_REFCOUNT_CLUSTERS: Final = 4
+_INT_MAX: Final = 2**31 - 1
 
 
 class CacheSizes(NamedTuple):
@@ -58,6 +59,8 @@ class CacheSizes(NamedTuple):
             raise OptionError(
                 f"L2 cache entry size must be a power of two between 512 and the cluster size ({cluster})"
             )
+        if refcount is not None and refcount // cluster > _INT_MAX:
+            raise OptionError("Refcount cache size too big")
         top = trust.max_metadata_cache
         return cls(
             min(_DEFAULT_L2_MAX if l2 is None else l2, covering, top),

@@ -61,8 +61,8 @@ class Snapshots:
         self._mapping = mapping
         self._allocator = allocator
         self._write_back = write_back
-        self._pass_discard = pass_discard
-        self._protect_tables = protect_tables
+        self.pass_discard = pass_discard
+        self.protect_tables = protect_tables
         self.entries: list[SnapshotEntry] = []
         self._table_bytes = 0
 
@@ -91,7 +91,7 @@ class Snapshots:
         ]
         guard.inactive_l2 = SortedOffsets()
         guard.refresh()
-        if self._protect_tables:
+        if self.protect_tables:
             found: set[int] = set()
             for offset, size in guard.inactive_l1:
                 found.update(entry & L1_OFFSET_MASK for entry in table_from_bytes(await self._image.read(offset, size)))
@@ -218,7 +218,7 @@ class Snapshots:
 
         await self._write_back.settle_all()
         async with self._write_back.exclusive():
-            revision = Revision(self._image, self._mapping, self._allocator, pass_discard=self._pass_discard)
+            revision = Revision(self._image, self._mapping, self._allocator, pass_discard=self.pass_discard)
             change(revision)
             before = self._image.header
             try:
