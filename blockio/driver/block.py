@@ -156,6 +156,11 @@ class BlockDriver(ABC):
         return None
 
     @classmethod
+    def join_options(cls, old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+        """What a reopen with *new* options makes of the *old* ones, both by dotted names: what is not said stays."""
+        return {**old, **new}
+
+    @classmethod
     async def co_measure(cls, options: Any, source: MeasureSource | None) -> Measurement:
         """How large a new image of *options* (a ``CreateOptions``) gets, empty or with what *source* holds."""
         raise UnsupportedFeature(f"Block driver '{cls.name}' does not support size measurement")

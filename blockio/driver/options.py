@@ -39,6 +39,7 @@ __all__ = [
     "parse_size",
     "parse_spec",
     "quote_value",
+    "refuse_both_ways",
     "split_protocol",
 ]
 
@@ -193,7 +194,8 @@ def flatten(options: Mapping[str, Any]) -> OptionDict:
             flat[prefix] = _leaf(prefix, value)
             continue
         dot = prefix + "." if prefix else ""
-        stack.extend((dot + key, depth + 1, item) for key, item in reversed(items))
+        for key, item in reversed(items):
+            stack.append((dot + key if key or isinstance(item, Mapping) else prefix, depth + 1, item))
     return flat
 
 
@@ -212,7 +214,11 @@ def _leaf(name: str, value: Any) -> Any:
 
 
 def nest(flat: Mapping[str, Any]) -> OptionDict:
-    """The inverse of ``flatten``: dotted keys become nested dicts, and ``0``, ``1`` … without gaps become lists."""
+    """The inverse of ``flatten``: dotted keys become nested dicts, and ``0``, ``1`` … without gaps become lists.
+
+    The value of an option that has parts as well (``overlap-check=all,overlap-check.main-header=off``) is named ``""``
+    among them. What a child is made of may not be written so; see ``refuse_both_ways``.
+    """
     root: OptionDict = {}
     branches: dict[str, OptionDict] = {"": root}
     for dotted, value in flat.items():
@@ -225,13 +231,14 @@ def nest(flat: Mapping[str, Any]) -> OptionDict:
             path = f"{path}.{part}" if path else part
             branch = branches.get(path)
             if branch is None:
-                if part in here:
-                    raise _both_ways()
-                branch = branches[path] = here[part] = {}
+                branch = branches[path] = {"": here[part]} if part in here else {}
+                here[part] = branch
             here = branch
-        if parts[-1] in here:
-            raise _both_ways()
-        here[parts[-1]] = value
+        both = branches.get(dotted)
+        if both is None:
+            here[parts[-1]] = value
+        else:
+            both[""] = value
     # Deepest first, so that a list inside a list is whole before the outer one is looked at.
     for path in sorted(branches, key=lambda p: p.count("."), reverse=True):
         if path:
@@ -240,8 +247,10 @@ def nest(flat: Mapping[str, Any]) -> OptionDict:
     return root
 
 
-def _both_ways() -> OptionError:
-    return OptionError("Cannot reference an existing block device with additional options or a new filename")
+def refuse_both_ways(options: Mapping[str, Any]) -> None:
+    """Raise OptionError where a child is given by *options* and as the name of a node as well."""
+    if "" in options and not isinstance(options[""], Mapping):
+        raise OptionError("Cannot reference an existing block device with additional options or a new filename")
 
 
 def _as_list(branch: OptionDict) -> OptionDict | list[Any]:

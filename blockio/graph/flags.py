@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from blockio.driver.options import parse_bool
+from blockio.driver.options import parse_bool, refuse_both_ways
 from blockio.errors import OptionError
 from blockio.types import DetectZeroes, OpenFlags, Role
 
@@ -55,6 +55,7 @@ def may_probe(role: Role, *, parent_is_format: bool) -> bool:
 
 def take_node_options(options: Mapping[str, Any], flags: OpenFlags) -> NodeOptions:
     """Split *options* into what is common to all nodes, on top of inherited *flags*, and the rest. OptionError."""
+    refuse_both_ways(options)
     rest = dict(options)
     driver = rest.pop("driver", None)
     if driver is not None and not isinstance(driver, str):

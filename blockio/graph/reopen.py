@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from blockio.aio.context import finish
 from blockio.driver.base import BlockDriver, DriverKind, ReopenState
-from blockio.driver.options import convert_options
+from blockio.driver.options import convert_options, flatten, nest
 from blockio.errors import OptionError, ReadOnly, message_of
 from blockio.graph import drain
 from blockio.graph.describe import filename_of
@@ -79,7 +79,7 @@ def changed_options(node: BlockNode, given: Mapping[str, Any]) -> tuple[dict[str
     it is, and for a value that is none.
     """
     cls = node.driver_class
-    options = {**node.options, **given}
+    options = nest(cls.join_options(flatten(node.options), flatten(given)))
     for name in given:
         if name not in cls.Options.__struct_encode_fields__:
             raise OptionError(f"Cannot change the option '{name}'")

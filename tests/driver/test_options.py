@@ -26,6 +26,7 @@ from blockio.driver.options import (
     parse_size,
     parse_spec,
     quote_value,
+    refuse_both_ways,
     split_protocol,
 )
 from blockio.errors import OptionError
@@ -144,8 +145,12 @@ def test_dotted_strings(text: str, options: dict[str, Any]) -> None:
 def test_a_child_cannot_be_given_both_ways() -> None:
     message = "Cannot reference an existing block device with additional options or a new filename"
     for text in ("file=node0,file.locking=on", "file.locking=on,file=node0"):
+        options = parse_image_opts(text)
+        assert options["file"] == {"": "node0", "locking": "on"}
+        assert nest(flatten(options)) == options
         with pytest.raises(OptionError, match=message):
-            parse_image_opts(text)
+            refuse_both_ways(options["file"])
+    refuse_both_ways(parse_image_opts("file..x=1")["file"])
 
 
 # -- bounds

@@ -155,6 +155,12 @@ async def test_a_node_says_whether_its_format_was_guessed() -> None:
             {"file": "f0"},
             "Cannot reference an existing block device with additional options or a new filename",
         ),
+        (
+            "toy-store:img",
+            {"backing": "b0", "backing.driver": "toy"},
+            "Could not open backing file: "
+            "Cannot reference an existing block device with additional options or a new filename",
+        ),
         ("toy-store:img", {"read-only": "maybe"}, "Parameter 'read-only' expects 'on' or 'off'"),
         ("toy-store:img", {"cache": {"direct": "maybe"}}, "Parameter 'cache.direct' expects 'on' or 'off'"),
         ("toy-store:img", {"lazy-refcounts": "maybe"}, "Parameter 'lazy-refcounts' expects 'on' or 'off'"),

@@ -8,7 +8,7 @@ import pytest
 
 from blockio.errors import OptionError, UnsupportedFeature
 from blockio.testing.memory import MemoryChild
-from blockio.types import BlockStatus, ExtentKind, OpenFlags, RequestFlags, StatusFlags
+from blockio.types import BlockStatus, ExtentKind, OpenFlags, PreallocMode, RequestFlags, StatusFlags
 from tests.qcow2.engine import Disk, check_image, new_image, open_disk
 
 CLUSTER = 4096
@@ -72,6 +72,22 @@ async def test_discards_are_passed_down_when_asked() -> None:
             await disk.discard(0, CLUSTER)
             await disk.flush()
             assert (("discard", place, CLUSTER) in child.log) is (passed if options is not None else not passed)
+
+
+@pytest.mark.peer("qemu-img")
+@pytest.mark.parametrize("passed", [False, True])
+async def test_tables_that_others_took_the_place_of_are_discarded_when_asked(passed: bool) -> None:
+    child = await new_image(CLUSTER, cluster_size=CLUSTER)
+    async with open_disk(child, pass_discard_other=passed) as disk:
+        await disk.write(0, b"a" * CLUSTER)
+        await disk.flush()
+        old = disk.driver._image.header.l1_table_offset
+        await disk.driver.co_truncate(CLUSTER * CLUSTER, exact=True, prealloc=PreallocMode.OFF, flags=0)
+        assert disk.driver._image.header.l1_table_offset != old
+        await disk.flush()
+        assert (("discard", old, CLUSTER) in child.log) is passed
+        assert await disk.read(0, CLUSTER) == b"a" * CLUSTER
+    check_image(child.data)
 
 
 @pytest.mark.parametrize(

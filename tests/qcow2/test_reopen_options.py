@@ -149,7 +149,7 @@ TUNED: list[dict[str, Any]] = [
     {"refcount_cache_size": CLUSTER},
     {"overlap_check": "all"},
     {"overlap_check": OverlapChecks(template="none", active_l1=True)},
-    {"pass_discard_request": False, "pass_discard_snapshot": False},
+    {"pass_discard_request": False, "pass_discard_snapshot": False, "pass_discard_other": True},
     {},
 ]
 
@@ -309,6 +309,16 @@ async def test_through_the_graph_with_a_persistent_bitmap(tmp_path: Path) -> Non
         "refcount-cache-size=9223372036854775807",
         "pass-discard-request=off",
         "pass-discard-snapshot=on",
+        "pass-discard-other=on",
+        "pass-discard-other=x",
+        "overlap-check=none,overlap-check.template=all",
+        "overlap-check.template=none,overlap-check=all",
+        "overlap-check=all,overlap-check.template=all",
+        "overlap-check=,overlap-check.template=all",
+        "overlap-check.template=",
+        "overlap-check=all,overlap-check.main-header=off",
+        "overlap-check=x,overlap-check.main-header=off",
+        "overlap-check.main-header=x",
     ],
 )
 @pytest.mark.parametrize("how", ["reopen", "open"])
@@ -328,3 +338,31 @@ def test_as_qemu_io_says(
     done = subprocess.run(["qemu-io", *words], capture_output=True, text=True, check=False, timeout=60)
     assert (status, without_timing(ours.out), ours.err) == (done.returncode, without_timing(done.stdout), done.stderr)
     assert_clean(tmp_path / "d")
+
+
+@pytest.mark.peer("qemu-io")
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("overlap-check=all", "overlap-check.template=none"),
+        ("overlap-check.template=all,overlap-check.main-header=off", "overlap-check=none"),
+        ("overlap-check=all", "overlap-check.main-header=off"),
+        ("cache-size=2M", "l2-cache-size=4M"),
+        ("cache-size=2M", "l2-cache-size=4M,refcount-cache-size=4M"),
+        ("l2-cache-size=1M,refcount-cache-size=1M", "cache-size=4M"),
+        ("l2-cache-size=1M,refcount-cache-size=1M", "cache-size=4M,l2-cache-size=2M,refcount-cache-size=2M"),
+        ("cache-size=2M,l2-cache-size=1M", "refcount-cache-size=8M"),
+    ],
+)
+def test_new_options_beside_old_ones(
+    before: str, after: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    qemu_img("create", "-q", "-f", "qcow2", tmp_path / "d", "1M")
+    monkeypatch.chdir(tmp_path)
+    image = f"driver=qcow2,file.driver=file,file.filename=d,{before}"
+    words = ["--image-opts", image, "-c", f"reopen -o {after}", "-c", "length"]
+    capfd.readouterr()
+    status = main(words, "qemu-io")
+    ours = capfd.readouterr()
+    done = subprocess.run(["qemu-io", *words], capture_output=True, text=True, check=False, timeout=60)
+    assert (status, ours.out, ours.err) == (done.returncode, done.stdout, done.stderr)

@@ -184,7 +184,8 @@ async def _reopen(session: Session, words: Words) -> None:
     wanted = take_node_options(
         nest(given), opening.flags if read_only is None else opening.flags.with_(read_only=read_only)
     )
-    rest = {name: value for name, value in wanted.rest.items() if not isinstance(value, Mapping)}
+    known = node.driver_class.Options.__struct_encode_fields__
+    rest = {name: value for name, value in wanted.rest.items() if name in known or not isinstance(value, Mapping)}
     for name in flatten({name: value for name, value in wanted.rest.items() if name not in rest}):
         raise OptionError(f"Cannot change the option '{name.rpartition('.')[2]}'")  # a child's
     if own_name := next((name for name in ("driver", "node-name") if name in given), None):

@@ -421,7 +421,7 @@ class Allocator:
                 for key in range(blocks.start >> self._slice_bits, counted >> self._slice_bits):
                     self.cache.forget(key)  # remembered as "no such block"
                 self._find_blocks_end()
-        self.give_back(old.refcount_table_offset >> self._bits, old.refcount_table_clusters)
+        self.replaced(old.refcount_table_offset >> self._bits, old.refcount_table_clusters)
 
     # -- all at once
 
@@ -454,6 +454,13 @@ class Allocator:
         """Clusters that were handed out and that nothing ever named: they are free again with the next allocation."""
         if count:
             self._unused.append(Freed(first, count, discard=False))
+
+    def replaced(self, first: int, count: int) -> None:
+        """Clusters of metadata that others took the place of; nothing on stable storage names them any more."""
+        if self._image.pass_discard_other:
+            self._image.retire(first, count, discard=True)
+        else:
+            self.give_back(first, count)
 
     async def _settle(self) -> None:
         """Free what was given back. What cannot be freed now is freed later; nobody's request fails for it."""

@@ -450,4 +450,4 @@ class _Clusters:
             except Corruption as error:
                 self._image.host.report(f"Clusters of a bitmap at {offset:#x} are not freed: {error.message}")
                 continue
-            self._allocator.give_back(offset >> self._image.geometry.cluster_bits, count)
+            self._allocator.replaced(offset >> self._image.geometry.cluster_bits, count)

@@ -54,7 +54,7 @@ from blockio_drivers.qcow2.holes import data_may_be_hole
 from blockio_drivers.qcow2.image import Corruption, Freed, Image, finish
 from blockio_drivers.qcow2.info import specific_info
 from blockio_drivers.qcow2.mapping import Mapping
-from blockio_drivers.qcow2.options import Qcow2CreateOptions, Qcow2Options
+from blockio_drivers.qcow2.options import Qcow2CreateOptions, Qcow2Options, join_options
 from blockio_drivers.qcow2.overlap import OverlapGuard
 from blockio_drivers.qcow2.resize import Resizer
 from blockio_drivers.qcow2.snapshots import Snapshots
@@ -64,6 +64,8 @@ from blockio_drivers.qcow2.vmstate import MachineState
 from blockio_drivers.qcow2.writeback import WriteBack
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping as NamedValues
+
     from typing_extensions import Buffer
 
     from blockio.aio.context import AioContext
@@ -120,6 +122,11 @@ class Qcow2Driver(FormatDriver):
     def probe(cls, head: bytes, filename: str) -> int:
         """Magic and a version that is not that of the first qcow format."""
         return 100 if head[:4] == MAGIC and int.from_bytes(head[4:8], "big") >= 2 else 0
+
+    @classmethod
+    def join_options(cls, old: NamedValues[str, Any], new: NamedValues[str, Any]) -> dict[str, Any]:
+        """A new template of overlap checks, or a new size of caches, replaces old ones."""
+        return join_options(old, new)
 
     @classmethod
     async def co_create(cls, target: CreateTarget, options: Any) -> None:
@@ -192,6 +199,7 @@ class Qcow2Driver(FormatDriver):
         image = self._image
         protected, sizes = tuning.protected, tuning.sizes
         image.guard = OverlapGuard(image, protected)
+        image.pass_discard_other = options.pass_discard_other
         self._allocator = Allocator(image, sizes.refcount)
         self._write_back = WriteBack(image, self._allocator)
         self._mapping = Mapping(
@@ -256,6 +264,7 @@ class Qcow2Driver(FormatDriver):
         """What *options* say is in force. All metadata is on disk, and no request under way."""
         before, self._options, self._tuning = self._tuning, options, tuning
         self._image.lazy = tuning.lazy
+        self._image.pass_discard_other = options.pass_discard_other
         self._image.guard.choose(tuning.protected)
         self._discarder.pass_discard = options.pass_discard_request
         self._snapshots.pass_discard = options.pass_discard_snapshot

@@ -118,6 +118,8 @@ class Image:
         self.l1: array[int] = array("Q")
         self.lazy = lazy
         """Whether refcounts may lag behind, covered by the dirty bit."""
+        self.pass_discard_other = False
+        """Whether clusters of metadata that others took the place of are discarded in the file."""
         self.unstable = False
         self._flushing = asyncio.Lock()
         self.dead = False

@@ -179,7 +179,7 @@ class Mapping:
         image.guard.l2_tables.add(room.offset)
         if old:
             image.guard.l2_tables.remove(old)
-            image.retire(old >> self._bits, 1, discard=False)
+            image.retire(old >> self._bits, 1, discard=image.pass_discard_other)
 
     def _set_l1(self, index: int, entry: int) -> None:
         self._image.l1[index] = entry
@@ -194,7 +194,7 @@ class Mapping:
         self._image.guard.l2_tables.remove(offset)
         for key in range(index << self._table_shift, (index + 1) << self._table_shift):
             self.cache.forget(key)
-        self._image.retire(offset >> self._bits, 1, discard=False)
+        self._image.retire(offset >> self._bits, 1, discard=self._image.pass_discard_other)
 
     # -- looking up
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 import msgspec
 
@@ -11,7 +12,7 @@ from blockio.driver.options import Size
 from blockio.errors import LimitExceeded, OptionError, UnsupportedFeature
 from blockio.types import PreallocMode
 
-__all__ = ["OverlapChecks", "Qcow2CreateOptions", "Qcow2Options"]
+__all__ = ["OverlapChecks", "Qcow2CreateOptions", "Qcow2Options", "join_options"]
 
 _MIN_CLUSTER_SIZE: Final = 512
 _MAX_CLUSTER_SIZE: Final = 2 << 20
@@ -27,7 +28,9 @@ TOO_LARGE: Final = "The image size is too large for file format 'qcow2' (try usi
 class OverlapChecks(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
     """Which metadata is protected from being overwritten: a ``template``, and what shall differ from it."""
 
-    template: str = "cached"
+    itself: str | None = msgspec.field(default=None, name="")
+    """The template, where the option has a value and parts: ``overlap-check=all,overlap-check.main-header=off``."""
+    template: str | None = None
     main_header: bool | None = None
     active_l1: bool | None = None
     active_l2: bool | None = None
@@ -39,14 +42,22 @@ class OverlapChecks(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ren
     bitmap_directory: bool | None = None
 
     def classes(self) -> frozenset[str]:
-        """The names of the fields that are on. OptionError for a template that there is not."""
-        if self.template not in _TEMPLATES:
+        """The names of the fields that are on. OptionError for two templates, or one that there is not."""
+        if self.itself is not None and self.template is not None and self.itself != self.template:
             raise OptionError(
-                f"Unsupported value '{self.template}' for qcow2 option 'overlap-check'. Allowed are any of the "
+                f"Conflicting values for qcow2 options 'overlap-check' ('{self.itself}') and 'overlap-check.template' "
+                f"('{self.template}')"
+            )
+        template = self.template if self.itself is None else self.itself
+        if template is None:
+            template = "cached"
+        if template not in _TEMPLATES:
+            raise OptionError(
+                f"Unsupported value '{template}' for qcow2 option 'overlap-check'. Allowed are any of the "
                 f"following: {', '.join(_TEMPLATES)}"
             )
         chosen = {name: getattr(self, name) for name in _TEMPLATES["all"]}
-        default = _TEMPLATES[self.template]
+        default = _TEMPLATES[template]
         return frozenset(name for name, on in chosen.items() if (name in default if on is None else on))
 
 
@@ -64,6 +75,8 @@ class Qcow2Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rena
     """Pass the guest's discards to the file; by default when the node is opened with ``discard=unmap``."""
     pass_discard_snapshot: bool = True
     """Discard clusters in the file that lose their last reference when a snapshot is deleted or applied."""
+    pass_discard_other: bool = False
+    """Discard clusters in the file that held tables which others took the place of."""
     overlap_check: str | OverlapChecks = "cached"
     """Which metadata is protected from being overwritten: ``none``, ``constant``, ``cached``, ``all``, or by name."""
     cache_size: Size | None = None
@@ -80,10 +93,28 @@ class Qcow2Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rena
     def protected(self) -> frozenset[str]:
         """The classes of metadata that are protected. OptionError for a template that there is not."""
         chosen = self.overlap_check
-        return (OverlapChecks(template=chosen) if isinstance(chosen, str) else chosen).classes()
+        return (OverlapChecks(itself=chosen) if isinstance(chosen, str) else chosen).classes()
 
     compression_level: int = 1
     """How hard compressed writes try: 1 is the fastest, 9 gives the smallest result. Not kept in the image."""
+
+
+_CACHES: Final = ("l2-cache-size", "refcount-cache-size")
+
+
+def join_options(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """What a reopen with *new* options makes of the *old* ones, as QEMU has it.
+
+    A new template replaces all old choices, a new size of all caches those of each, and the other way round.
+    """
+    kept = dict(old)
+    if "overlap-check" in new or "overlap-check.template" in new:
+        kept = {name: value for name, value in kept.items() if name.partition(".")[0] != "overlap-check"}
+    if "cache-size" in new:
+        kept = {name: value for name, value in kept.items() if name not in _CACHES}
+    elif any(name in new for name in _CACHES):
+        kept.pop("cache-size", None)
+    return {**kept, **new}
 
 
 class Qcow2CreateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

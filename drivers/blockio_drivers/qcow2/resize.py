@@ -152,7 +152,7 @@ class Resizer:
         finally:
             if image.header.l1_table_offset == offset:
                 image.l1.extend(0 for _ in range(entries - len(image.l1)))
-        self._allocator.give_back(old.l1_table_offset >> old.cluster_bits, image.geometry.clusters(old.l1_size * 8))
+        self._allocator.replaced(old.l1_table_offset >> old.cluster_bits, image.geometry.clusters(old.l1_size * 8))
 
     async def _zero_tail(self, old: int, *, zero: bool, allocate: bool) -> None:
         """What the last cluster holds behind the old end was never the guest's; it becomes so now, as zeroes.

@@ -345,7 +345,7 @@ class Revision:
             with suppress(OSError):  # a hint: the file may not know discards
                 await image.file.co_pdiscard(first << self._bits, count << self._bits)
         for first, count in self._old:
-            allocator.give_back(first, count)
+            allocator.replaced(first, count)
 
     async def _freed(self) -> list[tuple[int, int]]:
         """Runs of clusters that lose their last reference."""
