@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from blockio.aio.flight import Flight
     from blockio.buffers import IoVector
     from blockio.driver.host import ChildOpener, DriverHost, Measurement, MeasureSource
+    from blockio.driver.inspection import HeaderReport, InspectSource
     from blockio.driver.snapshots import SnapshotInfo
+    from blockio.types import Limits
 
 __all__ = [
     "BlockDriver",
@@ -159,6 +161,17 @@ class BlockDriver(ABC):
     def join_options(cls, old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
         """What a reopen with *new* options makes of the *old* ones, both by dotted names: what is not said stays."""
         return {**old, **new}
+
+    @classmethod
+    async def co_inspect(cls, source: InspectSource, trust: Limits) -> HeaderReport:
+        """What *source*, which looks like an image of this driver, says of itself; nothing of it is believed.
+
+        Never raises for what the bytes are: that is a ``Finding``. It reads little, whatever they are.
+        """
+        # reason: most processes inspect nothing
+        from blockio.driver.inspection import HeaderReport  # noqa: PLC0415
+
+        return HeaderReport()
 
     @classmethod
     async def co_measure(cls, options: Any, source: MeasureSource | None) -> Measurement:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from blockio.driver.base import CheckFix, CheckResult
+    from blockio.driver.inspection import Finding, FindingKind
     from blockio.driver.snapshots import SnapshotInfo
     from blockio.img.benching import bench
     from blockio.img.bitmapping import BitmapAction, BitmapOperation, bitmap
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from blockio.img.dd import dd
     from blockio.img.describing import info, info_chain
     from blockio.img.drawing import picture
+    from blockio.img.inspecting import Inspection, Opening, inspect
     from blockio.img.limiting import RateLimit
     from blockio.img.mapping import map_image as map
     from blockio.img.measuring import measure
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "blockio.driver.base": ("CheckFix", "CheckResult"),
+    "blockio.driver.inspection": ("Finding", "FindingKind"),
     "blockio.driver.snapshots": ("SnapshotInfo",),
     "blockio.img.benching": ("bench",),
     "blockio.img.bitmapping": ("BitmapAction", "BitmapOperation", "bitmap"),
@@ -68,6 +71,7 @@ _HOME = {
     "blockio.img.dd": ("dd",),
     "blockio.img.describing": ("info", "info_chain"),
     "blockio.img.drawing": ("picture",),
+    "blockio.img.inspecting": ("Inspection", "Opening", "inspect"),
     "blockio.img.limiting": ("RateLimit",),
     "blockio.img.mapping": ("map_image",),
     "blockio.img.measuring": ("measure",),
@@ -109,10 +113,14 @@ __all__ = [
     "ConvertResult",
     "CreateResult",
     "Difference",
+    "Finding",
+    "FindingKind",
     "Image",
     "ImageInfo",
+    "Inspection",
     "MapEntry",
     "Observer",
+    "Opening",
     "Progress",
     "RateLimit",
     "ResizeResult",
@@ -127,6 +135,7 @@ __all__ = [
     "dd",
     "info",
     "info_chain",
+    "inspect",
     "map",
     "measure",
     "picture",

@@ -42,6 +42,8 @@ from blockio.types import (
 if TYPE_CHECKING:
     from blockio.aio.context import AioContext
     from blockio.driver.child import Child
+    from blockio.driver.inspection import HeaderReport, InspectSource
+    from blockio.types import Limits
     from blockio_drivers.crypto.header import CipherSpec, LuksHeader
     from blockio_drivers.crypto.volume import LuksVolume
 
@@ -124,6 +126,13 @@ class LuksDriver(FormatDriver):
         prealloc = PreallocMode.OFF if metadata else options.preallocation
         await target.file.co_truncate(start + options.size, exact=False, prealloc=prealloc)
         await format_volume(_InFile(target.file), spec, options.key_secret, options.iter_time)
+
+    @classmethod
+    async def co_inspect(cls, source: InspectSource, trust: Limits) -> HeaderReport:
+        """The header; nothing is unlocked, so no key is derived."""
+        from blockio_drivers.crypto.inspect import inspect_volume  # noqa: PLC0415  # most processes inspect nothing
+
+        return await inspect_volume(source, trust)
 
     # -- life
 

@@ -48,6 +48,9 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from blockio.aio.flight import Flight
+    from blockio.driver.inspection import HeaderReport, InspectSource
+    from blockio.types import Limits
+
 __all__ = ["RawCreateOptions", "RawDriver", "RawOptions"]
 
 _SECTOR: Final = 512
@@ -104,6 +107,14 @@ class RawDriver(FormatDriver):
         if options.size is None:
             raise OptionError("Image creation needs a size parameter")
         await target.file.co_truncate(_whole_sectors(options.size), exact=False, prealloc=options.preallocation)
+
+    @classmethod
+    async def co_inspect(cls, source: InspectSource, trust: Limits) -> HeaderReport:
+        """There is no header: every byte is the guest's."""
+        # reason: most processes inspect nothing
+        from blockio.driver.inspection import HeaderReport  # noqa: PLC0415
+
+        return HeaderReport(virtual_size=_whole_sectors(source.length))
 
     @classmethod
     async def co_measure(cls, options: Any, source: MeasureSource | None) -> Measurement:

@@ -378,3 +378,30 @@ def test_what_decodes_survives_the_way_back(offset: int, change: bytes) -> None:
         return
     again = Header.decode(header.encode())
     assert again.with_(feature_names=()) == header.with_(feature_names=())
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 200), st.binary(min_size=1, max_size=12)), max_size=4), st.integers(0, 1 << 20)
+)
+def test_an_inspection_is_told_first_what_is_raised_otherwise_and_then_the_rest(
+    changes: list[tuple[int, bytes]], length: int
+) -> None:
+    raw = V3.ljust(K64, b"\0")
+    for offset, change in changes:
+        raw = bent(offset, change, raw)
+    raised: BlockError | None = None
+    faults: list[BlockError] = []
+    try:
+        Header.decode(raw, file_length=length)
+    except BlockError as error:
+        raised = error
+    try:
+        header = Header.decode(raw, file_length=length, on_fault=faults.append)
+    except BlockError as error:
+        with pytest.raises(type(error)):
+            header_area(raw[:24])
+        assert raised is not None
+        return
+    assert header.refcount_bits <= 64
+    first = faults[0] if faults else None
+    assert (type(raised), str(raised)) == (type(first), str(first))

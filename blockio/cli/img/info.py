@@ -8,12 +8,13 @@ from blockio.cli.img.commands import command_line
 from blockio.cli.img.getopt import UsageError
 from blockio.cli.img.objects import define_object
 from blockio.cli.img.snapshots import shown, snapshot_lines
-from blockio.cli.img.tool import ImageChoice, json_mode
+from blockio.cli.img.tool import ImageChoice, fail, json_mode
 from blockio.cli.output import human_size, json_pretty
 from blockio.cli.specific import ordered_specific, specific_lines
 from blockio.img.describing import info, info_chain
 
 if TYPE_CHECKING:
+    from blockio.cli.img.inspect import Plan as Stranger
     from blockio.cli.output import Output
     from blockio.driver.snapshots import SnapshotInfo
     from blockio.img.opening import Image
@@ -28,11 +29,11 @@ class _Plan(NamedTuple):
     chain: bool
 
 
-def prepare(args: list[str], output: Output) -> _Plan | None:
+def prepare(args: list[str], output: Output) -> _Plan | Stranger | None:
     """Read the command line; None asks for help."""
     choice = ImageChoice(output)
     format: str | None = None
-    as_json = chain = False
+    as_json = chain = untrusted = False
     line = command_line("info", args, output)
     ofmt = ""
     for key, value in line:
@@ -46,6 +47,8 @@ def prepare(args: list[str], output: Output) -> _Plan | None:
             ofmt = value
         elif key == "backing-chain":
             chain = True
+        elif key == "untrusted":
+            untrusted = True
         elif key == "object":
             define_object(value, output)
         elif key == "image-opts":
@@ -54,11 +57,30 @@ def prepare(args: list[str], output: Output) -> _Plan | None:
         raise UsageError("Expecting one image file name")
     if ofmt:
         as_json = json_mode(output, ofmt)
+    if untrusted:
+        return _stranger(line.operands[0], format, as_json, choice, output, chain=chain)
     return _Plan(choice.image(line.operands[0], format), as_json, chain)
 
 
-async def execute(plan: _Plan, output: Output) -> int:
+def _stranger(
+    name: str, format: str | None, as_json: bool, choice: ImageChoice, output: Output, *, chain: bool
+) -> Stranger:
+    # reason: only --untrusted needs it
+    from blockio.cli.img.inspect import Plan  # noqa: PLC0415
+
+    if chain or choice.image_opts:
+        fail(
+            output, "--untrusted opens one file and nothing else: it goes with neither --backing-chain nor --image-opts"
+        )
+    return Plan(name, format, as_json, choice.force_share)
+
+
+async def execute(plan: _Plan | Stranger, output: Output) -> int:
     """Describe the image, or the whole chain."""
+    if not isinstance(plan, _Plan):
+        from blockio.cli.img.inspect import execute as inspect  # noqa: PLC0415  # as above
+
+        return await inspect(plan, output)
     images = await info_chain(plan.image) if plan.chain else [await info(plan.image)]
     if plan.json:
         members = [_members(image) for image in images]

@@ -123,10 +123,31 @@ PROSE: Final[dict[str, Prose]] = {
     "info": Prose(
         (
             "Reads the header, not the disk. The format is guessed unless `-f` gives it, and a guess can be fooled: "
-            "give it where the image is a stranger's.",
+            "give it where the image is a stranger's, or use `--untrusted`, which is `blockio img inspect`.",
         ),
         ("img info disk.qcow2", "img info --output=json disk.qcow2"),
         'found = await img.info("disk.qcow2")',
+    ),
+    "inspect": Prose(
+        (
+            "Tells what the image really is, beside what `-f` or its name says; what opening it would open with it (a "
+            "backing file, a data file, whatever a `json:` name holds); which limits it breaks; and all that its "
+            "header has wrong.",
+            "The file is opened as plain bytes and read only, nothing else is touched, not even looked up, and no more "
+            "than 4 MiB are read, whatever the image is. The name is a path: a protocol in it counts for nothing. What "
+            "only a walk through all tables shows is for `check` to find, afterwards.",
+        ),
+        ("img inspect disk.qcow2", "img inspect -f qcow2 --output=json disk.qcow2"),
+        'found = await img.inspect("disk.qcow2")\nassert found.harmless, found.findings',
+        (
+            ("0", "It is harmless, as far as its header shows."),
+            ("1", "The file could not be read."),
+            (
+                "2, 4, 8, or their sum",
+                "2: it would open something else. 4: it breaks a limit, contradicts itself or needs "
+                "what there is not. 8: it is not, or not only, what it is said to be.",
+            ),
+        ),
     ),
     "map": Prose(
         ("`human` shows only where data are, and in which file of the chain; `json` all of the disk.",),

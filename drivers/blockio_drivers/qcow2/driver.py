@@ -72,7 +72,9 @@ if TYPE_CHECKING:
     from blockio.aio.flight import Flight
     from blockio.aio.grace import GracePeriod
     from blockio.driver.child import Child
+    from blockio.driver.inspection import HeaderReport, InspectSource
     from blockio.driver.snapshots import SnapshotInfo
+    from blockio.types import Limits
     from blockio_drivers.qcow2.snapshot_table import SnapshotEntry
 
 __all__ = ["Qcow2Driver"]
@@ -135,6 +137,14 @@ class Qcow2Driver(FormatDriver):
         from blockio_drivers.qcow2.create import create_image  # noqa: PLC0415
 
         await create_image(target, options)
+
+    @classmethod
+    async def co_inspect(cls, source: InspectSource, trust: Limits) -> HeaderReport:
+        """Header, extensions, snapshot table; see ``inspect``."""
+        # reason: most processes inspect nothing
+        from blockio_drivers.qcow2.inspect import inspect_image  # noqa: PLC0415
+
+        return await inspect_image(source, trust)
 
     @classmethod
     async def co_measure(cls, options: Any, source: MeasureSource | None) -> Measurement:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import IntEnum, IntFlag
 from itertools import pairwise
 from typing import Any, Final
 
 import msgspec
 
-from blockio.errors import BlockError, CorruptImage, LimitExceeded, NotThisFormat, UnsupportedFeature
+from blockio.errors import BlockError, CorruptImage, ImageError, LimitExceeded, NotThisFormat, UnsupportedFeature
 from blockio.types import HostOffset, Limits
 from blockio_drivers.qcow2.extensions import (
     BACKING_FORMAT,
@@ -257,6 +257,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
         trust: Limits | None = None,
         check: bool = False,
         writable: bool = False,
+        on_fault: Callable[[BlockError], object] | None = None,
     ) -> Header:
         """Read the header from *data*, the image's first ``header_area`` bytes (fewer count as zero-padded).
 
@@ -264,10 +265,14 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
         refused. *trust* bounds the tables. *check* is for a checker, which opens what others must refuse: no
         refcount table, a corrupt bit, tables past the end or in each other's way. *writable* refuses a corrupt image.
 
+        *on_fault* is for an inspection: it is told of every fault that would be raised, what a fault makes meaningless
+        counts as absent or usual, and only what ``header_area`` refuses is raised.
+
         Raises NotThisFormat, CorruptImage (EINVAL as QEMU; EACCES for a corrupt image opened writable),
         UnsupportedFeature (an unknown version, incompatible feature or compression type) or LimitExceeded.
         """
         trust = trust or Limits()
+        fault = on_fault or _raised
         cluster_size = header_area(data)
         data = bytes(data[:cluster_size]).ljust(cluster_size, b"\0")
         (
@@ -292,31 +297,34 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
         if version == 3:
             incompatible, compatible, autoclear, refcount_order, header_length = _V3.unpack_from(data, _V2_LENGTH)
             if header_length < _V3_MIN_LENGTH:
-                raise corrupt("qcow2 header too short")
+                fault(corrupt("qcow2 header too short"))
+                header_length = _V3_MIN_LENGTH
         if header_length > cluster_size:
-            raise corrupt("qcow2 header exceeds cluster size")
+            fault(corrupt("qcow2 header exceeds cluster size"))
+            header_length = _V3_MIN_LENGTH
         if backing_offset > cluster_size:
-            raise corrupt("Invalid backing file offset")
+            fault(corrupt("Invalid backing file offset"))
+            backing_offset = 0
         extensions_end = backing_offset or cluster_size
 
         # A field is absent when the header ends at or before its offset; absent means zero.
         compression = data[_V3_MIN_LENGTH] if header_length > _V3_MIN_LENGTH else 0
-        compression_type = _compression_type(compression, incompatible)
+        compression_type = _compression_type(compression, incompatible, fault)
 
         unknown = incompatible & ~_INCOMPATIBLE_KNOWN
         if unknown:
-            raise UnsupportedFeature(
-                f"Unsupported qcow2 feature(s): {feature_list(data, header_length, extensions_end, unknown)}"
-            )
+            names = feature_list(data, header_length, extensions_end, unknown)
+            fault(UnsupportedFeature(f"Unsupported qcow2 feature(s): {names}"))
         if incompatible & Incompatible.CORRUPT and writable and not check:
-            raise CorruptImage("qcow2: Image is corrupt; cannot be opened read/write", errno.EACCES)
+            fault(CorruptImage("qcow2: Image is corrupt; cannot be opened read/write", errno.EACCES))
         if incompatible & Incompatible.EXTENDED_L2 and cluster_size >> 5 < 512:
-            raise corrupt(f"Unsupported subcluster size: {cluster_size >> 5}")
+            fault(corrupt(f"Unsupported subcluster size: {cluster_size >> 5}"))
         if refcount_order > 6:
-            raise corrupt("Reference count entry width too large; may not exceed 64 bits")
+            fault(corrupt("Reference count entry width too large; may not exceed 64 bits"))
+            refcount_order = 4
 
         if refcount_table_clusters == 0 and not check:
-            raise corrupt("Image does not contain a reference count table")
+            fault(corrupt("Image does not contain a reference count table"))
         _validate_table(
             "Reference count table",
             refcount_table_offset,
@@ -324,6 +332,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
             cluster_size,
             trust.max_refcount_table_bytes,
             cluster_size,
+            fault,
         )
         if not check:
             _validate_table(
@@ -333,18 +342,20 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
                 _SNAPSHOT_ENTRY_MIN,
                 _SNAPSHOT_ENTRY_MIN * trust.max_snapshots,
                 cluster_size,
+                fault,
             )
-        _validate_table("Active L1 table", l1_table_offset, l1_size, 8, trust.max_l1_bytes, cluster_size)
+        _validate_table("Active L1 table", l1_table_offset, l1_size, 8, trust.max_l1_bytes, cluster_size, fault)
 
         l2_bits = cluster_bits - (4 if incompatible & Incompatible.EXTENDED_L2 else 3)
         needed = -(-size // (1 << (cluster_bits + l2_bits)))
         if needed > _INT_MAX:
-            raise LimitExceeded("Image is too big")
+            fault(LimitExceeded("Image is too big"))
         if l1_size < needed:
-            raise corrupt("L1 table is too small")
+            fault(corrupt("L1 table is too small"))
         if crypt_method > CryptMethod.LUKS:
             # QEMU prints the number as a signed one.
-            raise corrupt(f"Unsupported encryption method {(crypt_method ^ 1 << 31) - (1 << 31)}")
+            fault(corrupt(f"Unsupported encryption method {(crypt_method ^ 1 << 31) - (1 << 31)}"))
+            crypt_method = CryptMethod.NONE
 
         known = ExtensionReader(
             cluster_size,
@@ -352,16 +363,22 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
             bitmaps_valid=bool(autoclear & Autoclear.BITMAPS),
             trust=trust,
         )
-        for magic, payload in extensions(data, header_length, extensions_end):
-            known.take(magic, payload)
+        try:
+            for magic, payload in extensions(data, header_length, extensions_end):
+                known.take(magic, payload)
+        except ImageError as error:
+            if on_fault is None:
+                raise
+            fault(error)
         if autoclear & Autoclear.DATA_FILE_RAW and not incompatible & Incompatible.DATA_FILE:
-            raise corrupt("data-file-raw requires a data file")
+            fault(corrupt("data-file-raw requires a data file"))
 
         backing_file = None
         if backing_offset:
             if backing_size > min(_MAX_BACKING_NAME, trust.max_header_string, cluster_size - backing_offset):
-                raise corrupt("Backing file name too long")
-            backing_file = text(data[backing_offset : backing_offset + backing_size]) or None
+                fault(corrupt("Backing file name too long"))
+            else:
+                backing_file = text(data[backing_offset : backing_offset + backing_size]) or None
 
         header = cls(
             version=version,
@@ -390,11 +407,11 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
             unknown_extensions=tuple(known.unknown),
         )
         if not check:
-            header._refuse_misplaced_tables(file_length)
+            header._refuse_misplaced_tables(file_length, fault)
         return header
 
-    def _refuse_misplaced_tables(self, file_length: int | None) -> None:
-        """Raise CorruptImage where the tables lie in the header, in each other or (partly) past the file's end.
+    def _refuse_misplaced_tables(self, file_length: int | None, fault: Callable[[BlockError], object]) -> None:
+        """Tell *fault* where the tables lie in the header, in each other or (partly) past the file's end.
 
         QEMU opens such images: a missing table reads as zeroes, so that a truncated image looks like an empty
         disk, and the first write destroys what is left. Only a checker should touch them.
@@ -409,11 +426,11 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
         for (_, end, first), (start, _, second) in pairwise(placed):
             if start < end:
                 name, other = (second, first) if first == "header" else (first, second)
-                raise corrupt(f"{name} overlaps with the {other[0].lower() + other[1:]}")
+                fault(corrupt(f"{name} overlaps with the {other[0].lower() + other[1:]}"))
         if file_length is not None:
             for _start, end, name in placed[1:]:
                 if end > file_length:
-                    raise corrupt(f"{name} reaches past the end of the file")
+                    fault(corrupt(f"{name} reaches past the end of the file"))
 
     # -- encoding
 
@@ -475,20 +492,33 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
         yield extension(END, b"")
 
 
-def _compression_type(value: int, incompatible: int) -> CompressionType:
+def _raised(error: BlockError) -> None:
+    raise error
+
+
+def _compression_type(value: int, incompatible: int, fault: Callable[[BlockError], object]) -> CompressionType:
     """The compression type field, which must be zero without its incompatible bit and something else with it."""
     if value not in {0, 1}:
-        raise UnsupportedFeature(f"qcow2: unknown compression type: {value}")
+        fault(UnsupportedFeature(f"qcow2: unknown compression type: {value}"))
+        return CompressionType.ZLIB
     announced = bool(incompatible & Incompatible.COMPRESSION)
     if announced != (value != 0):
         must = "not be set" if announced else "be set"
-        raise corrupt(f"qcow2: Compression type incompatible feature bit must {must}")
+        fault(corrupt(f"qcow2: Compression type incompatible feature bit must {must}"))
     return CompressionType(value)
 
 
-def _validate_table(name: str, offset: int, entries: int, entry_size: int, max_bytes: int, cluster_size: int) -> None:
+def _validate_table(
+    name: str,
+    offset: int,
+    entries: int,
+    entry_size: int,
+    max_bytes: int,
+    cluster_size: int,
+    fault: Callable[[BlockError], object],
+) -> None:
     """A table is within its size limit, starts at a cluster boundary and ends below 2^63."""
     if entries > max_bytes // entry_size:
-        raise LimitExceeded(f"{name} too large")
+        fault(LimitExceeded(f"{name} too large"))
     if offset % cluster_size or offset > _INT64_MAX - entries * entry_size:
-        raise corrupt(f"{name} offset invalid")
+        fault(corrupt(f"{name} offset invalid"))
