@@ -13,5 +13,5 @@ from blockio.bench.suites import SUITES as SHIPPED
 
 __all__ = ["SUITES"]
 
-SUITES: Final = {**SHIPPED, "layers": "benchmarks.layers:layers", "start-up": "benchmarks.start_up:start_up"}
+SUITES: Final = {**SHIPPED, "backend": "benchmarks.backend:backend", "start-up": "benchmarks.start_up:start_up"}
 """All suites, as ``blockio.bench.suites`` names them."""

@@ -1,4 +1,7 @@
-"""``python -m benchmarks``: ``blockio bench`` with this project's own suites beside the shipped ones."""
+"""``python -m benchmarks``: ``blockio bench`` with this project's own suites beside the shipped ones.
+
+Unless suites are named, all of them run, and what each layer costs comes last.
+"""
 
 from __future__ import annotations
 
@@ -8,4 +11,7 @@ from benchmarks import SUITES
 from blockio.cli.bench import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], "benchmarks", SUITES))
+    words = sys.argv[1:]
+    if not any(word.startswith("--suite") for word in words):
+        words = ["--suite", "all", "--layers", *words]
+    sys.exit(main(words, "benchmarks", SUITES))

@@ -7,8 +7,8 @@ that never reaches the backend, says so with ``merge_done`` and ``invalid``.
 
 **What it costs.** Counting is on always: two integer additions for a request in the fast lane. Time is taken only when
 asked for (``set_timing``, an interval or a histogram): two looks at the clock add about a third to what the backend
-costs a cached read, which ``make bench ARGS='--suite layers'`` measures. All figures of time speak of the requests that
-began while it is on, in both lanes, which is what makes them comparable.
+costs a cached read, which the suite ``backend`` of ``make bench`` measures. All figures of time speak of the requests
+that began while it is on, in both lanes, which is what makes them comparable.
 
 A request that was cancelled is counted nowhere: it neither succeeded nor failed.
 """

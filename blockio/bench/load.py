@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from blockio.backend import BlockBackend
     from blockio.bench.job import Job
 
-__all__ = ["Done", "fill", "run_loop", "send", "timed"]
+__all__ = ["Done", "at_once", "fill", "run_loop", "send", "timed"]
 
 _T = TypeVar("_T")
 
@@ -52,7 +52,7 @@ async def send(blk: BlockBackend, job: Job, *, clock: Callable[[], float] = time
         counters = (stats.read, stats.write, stats.flush)
         before = [(each.operations, each.bytes) for each in counters]
         began = clock()
-        await _at_once([_worker(blk, job, plan) for _ in range(job.depth)])
+        await at_once([_worker(blk, job, plan) for _ in range(job.depth)])
         seconds = clock() - began
         reads, writes, flushes = (
             (each.operations - count, each.bytes - nbytes)
@@ -68,7 +68,7 @@ async def timed(blk: BlockBackend, job: Job, *, clock_ns: Callable[[], int] = ti
     """
     taken = array("Q")
     with _ending(job, await blk.co_getlength()) as plan:
-        await _at_once([_timed_worker(blk, job, plan, clock_ns, taken) for _ in range(job.depth)])
+        await at_once([_timed_worker(blk, job, plan, clock_ns, taken) for _ in range(job.depth)])
     return summed_up(taken)
 
 
@@ -95,7 +95,8 @@ def _ending(job: Job, length: int) -> Generator[Iterator[int]]:
         plan.close()
 
 
-async def _at_once(workers: list[Coroutine[object, object, None]]) -> None:
+async def at_once(workers: list[Coroutine[object, object, None]]) -> None:
+    """Run *workers* beside each other, or the only one by itself. Ends when all have; raises the first error."""
     if len(workers) == 1:
         await workers[0]
         return

@@ -8,10 +8,11 @@ import msgspec
 
 from blockio.bench.figures import Spread, median, spread
 from blockio.bench.latency import Latency
+from blockio.bench.layers import LayerCost
 from blockio.bench.workload import Row, Workload, rows
 from blockio.errors import OptionError
 
-__all__ = ["Change", "LayerCost", "Measured", "Report", "compare", "read_report", "report_of"]
+__all__ = ["Change", "Measured", "Report", "compare", "read_report", "report_of"]
 
 VERSION = 1
 
@@ -29,14 +30,6 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     latency: Latency | None = None
     series: str = ""
     depth: int = 0
-
-
-class LayerCost(msgspec.Struct, frozen=True):
-    """Nanoseconds of processor time that a request takes through one stack, by the way it goes."""
-
-    stack: str
-    lane: str
-    nanoseconds: Spread
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):

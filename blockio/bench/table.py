@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from blockio.bench.figures import median
 from blockio.bench.latency import Latency
-from blockio.bench.report import Change, LayerCost, Report
+from blockio.bench.layers import LayerCost
+from blockio.bench.report import Change, Report
 from blockio.bench.workload import Row
 
-__all__ = ["changes_text", "render", "report_text", "time_text"]
+__all__ = ["changes_text", "figure", "render", "report_text", "time_text"]
 
 _HEAD: Final = ("workload", "against", "blockio", "rival", "ratio", "low to high", "rounds", "target")
 
@@ -22,7 +24,7 @@ def report_text(report: Report) -> str:
         lines += [render(rows), ""]
     alone = [workload for workload in report.workloads if not workload.rows]
     lines += [
-        f"{workload.title}: {_figure(sorted(workload.rates[workload.ours])[len(workload.rates[workload.ours]) // 2])} "
+        f"{workload.title}: {figure(median(workload.rates[workload.ours]))} "
         f"{workload.unit}, {len(workload.rates[workload.ours])} rounds"
         for workload in alone
     ]
@@ -61,19 +63,26 @@ def latency_text(latencies: Sequence[tuple[str, Latency]]) -> str:
     return _aligned([head, *lines], 1)
 
 
-def layers_text(layers: Sequence[LayerCost]) -> str:
-    """Nanoseconds a request, one line a stack and way."""
-    head = ("stack", "lane", "ns a request", "low to high")
-    lines = [
-        (
-            cost.stack,
-            cost.lane,
-            f"{cost.nanoseconds.middle:,.0f}",
-            _between(cost.nanoseconds.low, cost.nanoseconds.high),
-        )
-        for cost in layers
-    ]
-    return _aligned([head, *lines], 2)
+def layers_text(costs: Sequence[LayerCost]) -> str:
+    """Nanoseconds of processor time a request: each layer's own, and what it is from there down."""
+    head = ("where a request's time goes", "own ns", "low to high", "from here down")
+    lines: list[tuple[str, ...]] = []
+    left_out = []
+    for cost in costs:
+        if cost.left_out:
+            left_out.append(f"left out: {cost.stack}: {cost.request}, {cost.way}: {cost.left_out}")
+            continue
+        lines.append((f"{cost.stack}: {cost.request}, {cost.way}", "", "", ""))
+        lines += [
+            (
+                f"  {layer.name}",
+                f"{layer.own.middle:,.0f}",
+                f"{layer.own.low:,.0f} to {layer.own.high:,.0f}",
+                f"{layer.total.middle:,.0f}",
+            )
+            for layer in cost.layers
+        ]
+    return "\n".join([*([_aligned([head, *lines], 1)] if lines else []), *left_out])
 
 
 def changes_text(changes: Sequence[Change]) -> str:
@@ -85,8 +94,8 @@ def changes_text(changes: Sequence[Change]) -> str:
         (
             change.workload,
             change.name,
-            _figure(change.before.middle),
-            _figure(change.now.middle),
+            figure(change.before.middle),
+            figure(change.now.middle),
             f"{change.ratio:.2f}",
             "" if change.clear else "within the spread",
         )
@@ -117,12 +126,12 @@ def _aligned(cells: Sequence[tuple[str, ...]], left: int) -> str:
     return "\n".join(lines)
 
 
-def _figure(value: float) -> str:
+def figure(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
 def _between(low: float, high: float) -> str:
-    return f"{_figure(low)} to {_figure(high)}"
+    return f"{figure(low)} to {figure(high)}"
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -130,8 +139,8 @@ def _cells(row: Row) -> tuple[str, ...]:
     return (
         row.workload,
         row.rival,
-        f"{_figure(row.ours)} {row.unit}",
-        _figure(row.theirs),
+        f"{figure(row.ours)} {row.unit}",
+        figure(row.theirs),
         f"{row.ratio.middle:.2f}",
         f"{row.ratio.low:.2f} to {row.ratio.high:.2f}",
         str(row.rounds),

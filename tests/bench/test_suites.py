@@ -26,6 +26,7 @@ TINY = Scale(
     convert_disk=2 * MIB,
     start_rounds=1,
     clusters=64,
+    passes=1,
 )
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from blockio.bench import measuring, peers
+from blockio.bench import layers, measuring, peers
+from blockio.bench.load import Done
 from blockio.bench.report import Report
 from blockio.bench.workload import Contender
 from blockio.cli.bench import main
@@ -65,6 +67,61 @@ def test_kinds_of_disks_and_ways(words: list[str], capfd: pytest.CaptureFixture[
     assert [len(workload.rates[workload.ours]) for workload in report.workloads] == [2, 2]
     assert all(workload.latency is not None for workload in report.workloads)
     assert list(scratch.iterdir()) == []
+
+
+def test_results_as_json_as_a_page_and_compared(
+    raw: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speed = 1.0
+    monkeypatch.setattr(Done, "rate", property(lambda done: 100.0 * speed))
+    earlier, page = tmp_path / "earlier.json", tmp_path / "page.html"
+    words: list[str | Path] = ["-f", "raw", raw, "--peers", "none", *FEW]
+    assert run(*words, "--json", earlier) == 0
+    speed = 2.0
+    capfd.readouterr()
+    assert run(*words, "--compare", earlier, "--html", page) == 0
+    shown = capfd.readouterr().out
+    for depth in (1, 3):
+        assert re.search(rf"disk.raw: 4 KiB sequential reads, QD {depth} +blockio +100 +200 +2.00\n", shown)
+    assert "Against the earlier result" in page.read_text()
+    assert run("-f", "raw", raw, "--peers", "none", *FEW, "--block-size", "8k", "--compare", earlier) == 0
+    assert "nothing was measured both times" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{}", "'FILE' is no result of this harness: "),
+        (b"\xff", "'FILE' is no result of this harness: "),
+        (b'{"version": 9, "made": "", "machine": []}', "'FILE' has version 9, this harness reads 1"),
+    ],
+)
+def test_what_is_no_earlier_result_is_refused_before_anything_runs(
+    content: bytes, message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "earlier.json"
+    path.write_bytes(content)
+    assert run("--compare", path) == 1
+    assert capfd.readouterr().err.startswith("bench: " + message.replace("FILE", str(path)))
+
+
+def test_layers(
+    raw: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "REQUESTS", 20)
+    few = ["--layers", "--rounds", "1", "--depth", "1"]
+    page = tmp_path / "page.html"
+    assert run("--size", "1M", "--lane", "slow", "--read", "100,0", "--html", page, *few) == 0
+    shown = capfd.readouterr().out
+    for words in ("qcow2: 4 KiB sequential reads, QD 1, slow lane", "4 KiB sequential writes", "  system call "):
+        assert words in shown
+    assert "Where a request's time goes" in page.read_text().replace("&#x27;", "'")
+    assert list(scratch.iterdir()) == []
+    before = raw.read_bytes()
+    assert run("-f", "raw", raw, "--read", "0", "--overwrite", raw, *few) == 1
+    assert capfd.readouterr().err == "bench: --layers writes into disks of its own only\n"
+    assert raw.read_bytes() == before
+    assert run("-f", "raw", raw, *few) == 0
 
 
 def test_an_image_that_is_given_is_only_read(raw: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -21,8 +21,10 @@ class Scale:
     convert_disk: int = 2048 * MIB
     start_rounds: int = 15
     clusters: int = 1 << 20
+    passes: int = 51
+    """Of what is measured in short passes rather than rounds."""
 
     @classmethod
     def quick(cls) -> Scale:
         """Minutes instead of an hour."""
-        return cls(3, 64 * MIB, 30_000, 4_000, 500, 512 * MIB, 7, 1 << 17)
+        return cls(3, 64 * MIB, 30_000, 4_000, 500, 512 * MIB, 7, 1 << 17, 21)

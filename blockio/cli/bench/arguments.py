@@ -118,12 +118,16 @@ def _work(group: argparse._ArgumentGroup) -> None:
 def _measuring(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--rounds", type=int, help="runs of everybody, in turn (default 5)")
     group.add_argument("--no-warm-up", action="store_true", help="count the first round")
+    group.add_argument(
+        "--layers", action="store_true", help="where a request's time goes, layer by layer, instead of rates"
+    )
     group.add_argument("--no-latency", action="store_true", help="leave out the pass that takes each request's time")
     group.add_argument("--peers", type=_words, help="qemu-img, fio, aiofiles, preadv, or none (default all)")
 
 
 def _output(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--json", metavar="FILE", help="write the result there; - is standard output, instead of text")
+    group.add_argument("--html", metavar="FILE", help="write a page with plots there")
     group.add_argument("--compare", metavar="FILE", help="an earlier --json result to compare this one with")
     group.add_argument("-q", "--quiet", action="store_true", help="do not say on a terminal what is going on")
 

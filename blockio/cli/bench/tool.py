@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from blockio.bench.job import Job
+from blockio.bench.layers import LANES, LayerCost, measure_layers
 from blockio.bench.load import run_loop
 from blockio.bench.measuring import measure_latency, workload_of
 from blockio.bench.peers import PEERS, Shared
@@ -70,11 +71,12 @@ class _Run:
         self._scale = Scale.quick() if arguments.quick else Scale()
         self._output = output
         self._done: list[Workload] = []
+        self._layers: list[LayerCost] = []
         words = given_work(arguments)
         if arguments.suite and words:
             raise UsageError(f"--suite brings its own disks and jobs: {words[0]} has no place beside it")
         self._known = known
-        self._suites = suites_of(arguments.suite or ([] if words else ["all"]), known)
+        self._suites = suites_of(arguments.suite or ([] if words or arguments.layers else ["all"]), known)
 
     def all(self) -> int:
         given = self._given
@@ -90,9 +92,8 @@ class _Run:
         failure = ""
         with tempfile.TemporaryDirectory(prefix="blockio-bench.", dir=os.environ.get("TMPDIR", "/var/tmp")) as folder:
             try:
-                if self._suites:
-                    self._run_suites(Path(folder))
-                else:
+                self._run_suites(Path(folder))
+                if given.layers or not self._suites:
                     self._measure(jobs, Path(folder))
             except KeyboardInterrupt:
                 interrupted = True
@@ -103,10 +104,11 @@ class _Run:
             self._done,
             made=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             machine=versions(),
+            layers=self._layers,
             interrupted=interrupted,
             failure=failure,
         )
-        if report.workloads or not failure:
+        if report.workloads or report.layers or not failure:
             self._show(report, earlier)
         if failure:
             self._output.error(failure)
@@ -204,39 +206,56 @@ class _Run:
                 run_rounds(workload, rounds, self._tell, warm_up=not self._given.no_warm_up)
 
     def _measure(self, jobs: list[Job], folder: Path) -> None:
-        given, scale = self._given, self._scale
-        peers = self._peers()
+        given = self._given
+        if given.layers and given.image is not None and any(job.writes for job in jobs):
+            # Below a format they would go past what it knows of its clusters (snapshots share some).
+            raise OptionError("--layers writes into disks of its own only")
         stack, disk, name = self._own_disk(folder) if given.image is None else self._given_disk()
         stack = msgspec.structs.replace(stack, lane=given.lane, aio=given.aio, limits=_limits(given.throttle))
-        if stack.limits is not None:
-            peers = []  # nobody else is held back
         for job in jobs:
             job.blocks(disk.length)
         if any(job.writes for job in jobs):
             refuse_strangers(stack, [*given.overwrite, str(folder)])
         for job in jobs:
-            series = msgspec.structs.replace(job, depth=1).title.removesuffix(", QD 1")
-            workload = workload_of(
-                job, stack, disk, wanted=peers, title=f"{name}: {job.title}", series=f"{name}: {series}"
-            )
-            self._done.append(workload)
-            run_rounds(workload, self._rounds(scale.rounds), self._tell, warm_up=not given.no_warm_up)
-            if not given.no_latency:
-                self._tell(f"{workload.title}: latencies")
-                workload.latency = measure_latency(job, stack)
+            if given.layers:
+                self._measure_layers(job, stack, name)
+            else:
+                self._measure_rates(job, stack, disk, name)
+
+    def _measure_rates(self, job: Job, stack: Stack, disk: Shared, name: str) -> None:
+        given = self._given
+        peers = self._peers() if stack.limits is None else []  # nobody else is held back
+        series = msgspec.structs.replace(job, depth=1).title.removesuffix(", QD 1")
+        workload = workload_of(job, stack, disk, wanted=peers, title=f"{name}: {job.title}", series=f"{name}: {series}")
+        self._done.append(workload)
+        run_rounds(workload, self._rounds(self._scale.rounds), self._tell, warm_up=not given.no_warm_up)
+        if not given.no_latency:
+            self._tell(f"{workload.title}: latencies")
+            workload.latency = measure_latency(job, stack)
+
+    def _measure_layers(self, job: Job, stack: Stack, name: str) -> None:
+        self._tell(f"{name}: {job.title}: layers")
+        lanes = LANES if stack.lane == "auto" else (stack.lane,)
+        passes = self._rounds(self._scale.passes)
+        self._layers += run_loop(measure_layers(stack, job, name=name, passes=passes, lanes=lanes))
 
     # -- results
 
     def _show(self, report: Report, earlier: Report | None) -> None:
         given = self._given
+        changes = [] if earlier is None else compare(earlier, report)
         if given.json == "-":
             self._output.out(report.encoded().decode())
         else:
             self._output.out(report_text(report) + "\n")
             if earlier is not None:
-                self._output.out("\n" + changes_text(compare(earlier, report)) + "\n")
+                self._output.out("\n" + changes_text(changes) + "\n")
         if given.json is not None and given.json != "-":
             Path(given.json).write_bytes(report.encoded())
+        if given.html is not None:
+            from blockio.bench.page import page  # noqa: PLC0415  # most runs draw nothing
+
+            Path(given.html).write_text(page(report, changes), encoding="utf-8")
 
     def _tell(self, text: str) -> None:
         """Say on a terminal what is going on; the next word overwrites it."""

@@ -20,25 +20,24 @@ if TYPE_CHECKING:
     from blockio.backend.accounting import TryTransfer
     from blockio.bench.suites.scale import Scale
 
-__all__ = ["layers"]
+__all__ = ["backend"]
 
 _BLOCK: Final = 4096
 _DISK: Final = 1 << 20
 _READS: Final = 2000
-_PASSES: Final = 51
 
 
-def layers(folder: Path, scale: Scale) -> Iterator[Workload]:
+def backend(folder: Path, scale: Scale) -> Iterator[Workload]:
     """Counting alone, and with the time of each request taken; the bare read is the limit in both."""
     import uvloop  # noqa: PLC0415  # the other benchmarks do without
 
-    disk = folder / "layers.raw"
+    disk = folder / "backend.raw"
     disk.write_bytes(random.Random(1).randbytes(_DISK))
     for timing in (False, True):
         bare: list[float] = []
 
         def added(timing: bool = timing, bare: list[float] = bare) -> float:
-            alone, share = uvloop.run(_measure(disk, timing))
+            alone, share = uvloop.run(_measure(disk, timing, scale.passes))
             bare.append(1e9 / alone)
             return 1e9 / share
 
@@ -52,7 +51,7 @@ def layers(folder: Path, scale: Scale) -> Iterator[Workload]:
     disk.unlink()
 
 
-async def _measure(path: Path, timing: bool) -> tuple[float, float]:
+async def _measure(path: Path, timing: bool, passes: int) -> tuple[float, float]:
     """Nanoseconds of CPU time of one bare read, and of what the backend adds to the node's."""
     import blockio  # noqa: PLC0415  # as above
 
@@ -65,7 +64,7 @@ async def _measure(path: Path, timing: bool) -> tuple[float, float]:
             root = blk.root
             assert root is not None
             bare, added = [], []
-            for _ in range(_PASSES):
+            for _ in range(passes):
                 alone = _bare(fd, memory, offsets)
                 node = _node(root.try_preadv, memory, offsets)
                 began = thread_time_ns()
