@@ -69,16 +69,17 @@ class BlockBackend(ContextMove, ErrorHandling, AioForms, SyncForms):
         gate: OpenGate | None = None,
         trust: Limits | None = None,
         resize: bool = False,
+        shared: Perm = Perm.ALL,
         node_name: str | None = None,
         context: AioContext | None = None,
     ) -> BlockBackend:
         """Open *filename* and/or what *options* describe and put a backend on it (``blk_new_open``).
 
         It needs CONSISTENT_READ (not with ``no_io``), WRITE (not with ``read_only``) and, with *resize*, RESIZE, and
-        shares everything. What the image itself refers to is asked of *gate*, which denies by default. *trust* bounds
-        what the image may cost. With *context* everything is opened and lives there. A failed or cancelled open
-        leaves nothing open. With ``inactive`` in *flags* nothing is taken until ``invalidate_cache`` says that the
-        image is ours: the disk of a machine that is still running elsewhere.
+        lets others have what *shared* says. What the image itself refers to is asked of *gate*, which denies by
+        default. *trust* bounds what the image may cost. With *context* everything is opened and lives there. A failed
+        or cancelled open leaves nothing open. With ``inactive`` in *flags* nothing is taken until ``invalidate_cache``
+        says that the image is ours: the disk of a machine that is still running elsewhere.
         """
         flags = flags or OpenFlags()
         perm = Perm.NONE
@@ -100,7 +101,7 @@ class BlockBackend(ContextMove, ErrorHandling, AioForms, SyncForms):
                 node_name=node_name,
             )
             try:
-                return await cls._new_with_bs(node, perm, Perm.ALL, asleep=node.flags.inactive)
+                return await cls._new_with_bs(node, perm, shared, asleep=node.flags.inactive)
             finally:
                 await node.unref()
 

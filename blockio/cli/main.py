@@ -110,16 +110,17 @@ def _called(argv: Sequence[str] | None) -> tuple[str, list[str]]:
 
 
 def _run(tool: Run, words: Sequence[str], prog: str) -> int:
-    """Run *tool*; SIGINT and SIGTERM cancel what it does, so that it cleans up, and then end the process as usual."""
+    """Run *tool*; SIGINT, SIGTERM and SIGHUP cancel what it does, so that it cleans up, and then end the process as
+    usual."""
     ending = signal.SIGINT
 
     def terminate(signum: int, frame: FrameType | None) -> None:
         nonlocal ending
-        ending = signal.SIGTERM
-        # asyncio.run turns SIGINT into a cancellation of the main task; both signals shall do that.
+        ending = signal.Signals(signum)
+        # asyncio.run turns SIGINT into a cancellation of the main task; all of them shall do that.
         signal.raise_signal(signal.SIGINT)
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    before = {number: signal.signal(number, terminate) for number in _ENDINGS if _ends_us(number)}
     try:
         return tool(words, prog)
     except KeyboardInterrupt:
@@ -128,4 +129,13 @@ def _run(tool: Run, words: Sequence[str], prog: str) -> int:
         signal.raise_signal(ending)
         return 128 + ending
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+_ENDINGS: Final = (signal.SIGTERM, signal.SIGHUP)
+
+
+def _ends_us(number: signal.Signals) -> bool:
+    """Whether the signal would end the process: under nohup, a hangup does not."""
+    return signal.getsignal(number) is not signal.SIG_IGN

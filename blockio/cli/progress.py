@@ -23,9 +23,9 @@ from blockio.cli.output import json_compact_line
 
 if TYPE_CHECKING:
     from blockio.cli.output import Output
-    from blockio.img.results import Progress
+    from blockio.img.results import Observer, Progress
 
-__all__ = ["STYLES", "Watcher", "check_style", "watcher"]
+__all__ = ["STYLES", "Watcher", "check_style", "own_watcher", "watcher"]
 
 STYLES: Final = ("auto", "bar", "jsonl", "none")
 
@@ -44,11 +44,22 @@ def check_style(output: Output, style: str) -> str:
 
 
 class Watcher:
-    """Shows progress; ``observer`` is what the library calls. This one shows nothing but what SIGUSR1 asks for."""
+    """Shows progress; ``listener`` is what the library calls. This one shows nothing but what SIGUSR1 asks for."""
+
+    shows_bottleneck = False
 
     def __init__(self, output: Output) -> None:
         self._output = output
         self.asked = False
+
+    @property
+    def listener(self) -> Observer:
+        """``observer`` for the library, which need not find out what nobody is shown."""
+        if self.shows_bottleneck:
+            return self.observer
+        from blockio.img.progress import Counting  # noqa: PLC0415  # whoever comes here has loaded it
+
+        return Counting(self.observer)
 
     def observer(self, progress: Progress) -> None:
         """Take note of *progress*."""
@@ -95,6 +106,8 @@ class PercentLines(Watcher):
 class JsonLines(Watcher):
     """For programs: one object a line on standard error, a few times a second, the last one with all done."""
 
+    shows_bottleneck = True
+
     def __init__(self, output: Output, what: str) -> None:
         super().__init__(output)
         self._what = what
@@ -118,6 +131,7 @@ class JsonLines(Watcher):
             "total": progress.total,
             "rate": round(progress.rate),
             "remaining": None if progress.remaining is None else round(progress.remaining, 3),
+            "bottleneck": progress.bottleneck,
         }
         self._output.report(json_compact_line(values) + "\n")
 
@@ -127,7 +141,9 @@ class JsonLines(Watcher):
 
 
 class Bar(Watcher):
-    """For people: a bar on the terminal, once the command has taken a moment."""
+    """For people: a bar on the terminal, once the command has taken a moment, with what it waits for behind it."""
+
+    shows_bottleneck = True
 
     def __init__(self, output: Output, what: str) -> None:
         super().__init__(output)
@@ -145,7 +161,8 @@ class Bar(Watcher):
                 return  # done before anybody wondered
             self._bar, self._task = _rich_bar(self._what)
         self._next = now + _BAR_EVERY
-        self._bar.update(self._task, completed=progress.done, total=progress.total, refresh=True)
+        waits = "" if progress.bottleneck is None else progress.bottleneck.value
+        self._bar.update(self._task, completed=progress.done, total=progress.total, waits=waits, refresh=True)
 
     def end(self) -> None:
         if self._bar is not None:
@@ -172,11 +189,12 @@ def _rich_bar(what: str) -> tuple[Any, Any]:
         DownloadColumn(binary_units=True),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[waits]}"),
         console=Console(stderr=True),
         auto_refresh=False,
     )
     bar.start()
-    return bar, bar.add_task(what, total=None)
+    return bar, bar.add_task(what, total=None, waits="")
 
 
 @contextmanager
@@ -185,13 +203,23 @@ def watcher(
 ) -> Iterator[Watcher]:
     """The watcher that the command line asks for. *begin*: show a zero before anything is opened."""
     shown = _choose(output, what, percent, style, least_step)
-    if begin:
-        shown.begin()
     with _asked_by_signal(shown):
+        if begin:
+            shown.begin()
         try:
             yield shown
         finally:
             shown.end()
+
+
+@contextmanager
+def own_watcher(output: Output, what: str, style: str | None) -> Iterator[Watcher | None]:
+    """The watcher of a command whose progress the QEMU tool does not show; None by that tool's name."""
+    if not output.own_name:
+        yield None
+        return
+    with watcher(output, what, percent=False, style=style, least_step=1.0) as watch:
+        yield watch
 
 
 def _choose(output: Output, what: str, percent: bool, style: str | None, least_step: float) -> Watcher:

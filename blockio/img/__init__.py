@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from blockio.img.comparing import compare
     from blockio.img.converting import convert
     from blockio.img.creating import create
-    from blockio.img.dd import dd
     from blockio.img.describing import info, info_chain
     from blockio.img.drawing import picture
+    from blockio.img.excerpting import dd
     from blockio.img.inspecting import Inspection, Opening, inspect
     from blockio.img.limiting import RateLimit
     from blockio.img.mapping import map_image as map
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         Observer,
         Progress,
         ResizeResult,
+        Side,
     )
     from blockio.img.snapshots import (
         snapshot_apply,
@@ -68,7 +69,7 @@ _HOME = {
     "blockio.img.comparing": ("compare",),
     "blockio.img.converting": ("convert",),
     "blockio.img.creating": ("create",),
-    "blockio.img.dd": ("dd",),
+    "blockio.img.excerpting": ("dd",),
     "blockio.img.describing": ("info", "info_chain"),
     "blockio.img.drawing": ("picture",),
     "blockio.img.inspecting": ("Inspection", "Opening", "inspect"),
@@ -90,6 +91,7 @@ _HOME = {
         "Observer",
         "Progress",
         "ResizeResult",
+        "Side",
     ),
     "blockio.img.snapshots": (
         "snapshot_apply",
@@ -124,6 +126,7 @@ __all__ = [
     "Progress",
     "RateLimit",
     "ResizeResult",
+    "Side",
     "SnapshotInfo",
     "bench",
     "bitmap",

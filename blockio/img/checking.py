@@ -11,7 +11,7 @@ from blockio.driver.base import CheckFix, CheckResult
 from blockio.errors import BlockError, NoMedium, message_of
 from blockio.img.opening import ImageLike, opened
 from blockio.img.progress import Meter
-from blockio.img.results import CheckReport, Observer
+from blockio.img.results import CheckReport, Observer, Side
 from blockio.types import OpenFlags
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ async def _pass(node: BlockNode, fix: CheckFix, observer: Observer | None) -> Ch
     driver = node.driver
     if driver is None:
         raise CheckFailed(NoMedium())
-    meter = Meter(observer, 0)
+    meter = Meter(observer, 0, otherwise=Side.SOURCE)
 
     def progress(done: int, total: int) -> None:
         meter.total = total

@@ -10,12 +10,12 @@ from blockio.buffers import is_zero
 from blockio.errors import BlockError
 from blockio.img.opening import SECTOR, ImageLike, image_of, opened, sectors_up
 from blockio.img.progress import Meter
-from blockio.img.results import Comparison, Difference, Observer
+from blockio.img.results import Comparison, Difference, Observer, Side
 from blockio.io.status import block_status_above
 from blockio.types import BlockStatus, OpenFlags, StatusFlags
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
 __all__ = ["CompareFailed", "ReadFailed", "StatusFailed", "compare"]
 
@@ -43,8 +43,8 @@ class ReadFailed(CompareFailed):
 class _Side:
     """One of the two disks."""
 
-    def __init__(self, blk: BlockBackend, name: str) -> None:
-        self.blk = blk
+    def __init__(self, blk: BlockBackend, name: str, read: Callable[[int, memoryview], Awaitable[object]]) -> None:
+        self._read = read
         self.name = name
         node = blk.bs
         assert node is not None
@@ -75,7 +75,7 @@ class _Side:
             view[inside:] = bytes(nbytes - inside)
         try:
             if inside:
-                await self.blk.co_preadv(offset, view[:inside])
+                await self._read(offset, view[:inside])
         except BlockError as error:
             raise ReadFailed(
                 f"Error while reading offset {offset} of {self.name}: {error.message}", error.errno
@@ -100,10 +100,13 @@ async def compare(
     first, second = image_of(first), image_of(second)
     flags = OpenFlags(read_only=True)
     async with AsyncExitStack() as stack:
-        one = _Side(await stack.enter_async_context(opened(first, flags)), first.name)
-        two = _Side(await stack.enter_async_context(opened(second, flags)), second.name)
+        here = await stack.enter_async_context(opened(first, flags))
+        there = await stack.enter_async_context(opened(second, flags))
+        meter = Meter(observer, 0)
+        one = _Side(here, first.name, meter.timed(Side.SOURCE, here.co_preadv))
+        two = _Side(there, second.name, meter.timed(Side.TARGET, there.co_preadv))
         sizes = (one.size, two.size)
-        meter = Meter(observer, max(sizes))
+        meter.total = max(sizes)
         meter.start()
         if strict and one.size != two.size:
             return Comparison(Difference("size"), sizes)

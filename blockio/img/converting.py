@@ -97,7 +97,8 @@ async def convert(
         disks: list[Source] = []
         start = 0
         for image in inputs:
-            disks.append(Source(await stack.enter_async_context(opened(image, OpenFlags(read_only=True))), start))
+            blk = await stack.enter_async_context(opened(image, OpenFlags(read_only=True), alone=True))
+            disks.append(Source(blk, start))
             start += disks[-1].size
         if snapshot is not None:
             if len(disks) > 1:

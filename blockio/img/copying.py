@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from blockio.buffers import aligned_buffer, is_zero
 from blockio.errors import BlockError
 from blockio.img.opening import SECTOR, sectors_up
+from blockio.img.results import Side
 from blockio.io.status import block_status_above
 from blockio.types import RequestFlags, StatusFlags
 
@@ -229,14 +230,17 @@ class Copier:
 
     async def _work(self) -> None:
         buffer = aligned_buffer(self._chunk)
+        limit, timed = self._limit, self._meter.timed
+        take = None if limit is None else timed(Side.LIMIT, limit.take)
+        read, write = timed(Side.SOURCE, self._read_all), timed(Side.TARGET, self._write)
         while True:
             piece = await self._queue.get()
             if piece is None:
                 return
             number = self._taken
             self._taken += 1
-            if self._limit is not None:
-                await self._limit.take(piece.nbytes)
+            if take is not None:
+                await take(piece.nbytes)
             if piece.kind is _Kind.ZERO and self._sparse:
                 await self._turn(number)
                 self._pass_on(number)
@@ -247,9 +251,9 @@ class Copier:
                 if piece.kind is _Kind.ZERO:
                     view[:] = bytes(piece.nbytes)
                 else:
-                    await self._read_all(piece, view)
+                    await read(piece, view)
                 await self._turn(number)
-                await self._write(number, piece.offset, view)
+                await write(number, piece.offset, view)
             self.copied += piece.nbytes
             self._meter.advance(piece.nbytes)
 

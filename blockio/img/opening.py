@@ -12,7 +12,7 @@ import msgspec
 from blockio.backend import BlockBackend
 from blockio.driver.options import split_protocol
 from blockio.errors import BlockError, OptionError
-from blockio.types import Limits, OpenFlags
+from blockio.types import Limits, OpenFlags, Perm
 
 if TYPE_CHECKING:
     from blockio.driver.gate import OpenGate
@@ -112,9 +112,17 @@ def sectors_up(nbytes: int) -> int:
 
 @asynccontextmanager
 async def opened(
-    image: ImageLike, flags: OpenFlags, *, resize: bool = False, prefix: str = "Could not open '{}': "
+    image: ImageLike,
+    flags: OpenFlags,
+    *,
+    resize: bool = False,
+    alone: bool = False,
+    prefix: str = "Could not open '{}': ",
 ) -> AsyncIterator[BlockBackend]:
-    """Open *image* and close it again. Whatever fails in opening begins with *prefix*, which may hold its name."""
+    """Open *image* and close it again; *alone*: nobody else may change it meanwhile, in this process or another.
+
+    Whatever fails in opening begins with *prefix*, which may hold the image's name.
+    """
     image = image_of(image)
     flags = cache_flags(image.cache, flags)
     if image.force_share:
@@ -124,7 +132,13 @@ async def opened(
         options = {**(options or {}), "driver": image.format}
     try:
         blk = await BlockBackend.new_open(
-            image.filename, options=options, flags=flags, gate=image.gate, trust=image.trust, resize=resize
+            image.filename,
+            options=options,
+            flags=flags,
+            gate=image.gate,
+            trust=image.trust,
+            resize=resize,
+            shared=Perm.CONSISTENT_READ | Perm.WRITE_UNCHANGED if alone else Perm.ALL,
         )
     except BlockError as error:
         raise error.prefixed(prefix.format(image.name)) from error

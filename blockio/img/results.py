@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import StrEnum
 from typing import Any, TypeAlias
 
 import msgspec
@@ -23,7 +24,21 @@ __all__ = [
     "Observer",
     "Progress",
     "ResizeResult",
+    "Side",
 ]
+
+
+class Side(StrEnum):
+    """What a long operation mostly waits for."""
+
+    SOURCE = "source"
+    """What is read; of two disks that are compared, the first."""
+    TARGET = "target"
+    """What is written; of two disks that are compared, the second."""
+    WORK = "work"
+    """The work between: this process has its hands full, or the data is in memory already."""
+    LIMIT = "limit"
+    """The rate limit."""
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -35,6 +50,8 @@ class Progress(msgspec.Struct, frozen=True):
     """Bytes per second since the beginning."""
     remaining: float | None = None
     """Seconds to the end at that rate; None while nobody can say."""
+    bottleneck: Side | None = None
+    """What it waited for lately, in the last event altogether; None while nobody can say, or nobody looks."""
 
     @property
     def fraction(self) -> float:

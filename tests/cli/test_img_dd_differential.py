@@ -38,7 +38,7 @@ dd if=d.raw of=o.raw count=0
 dd if=d.raw of=o.raw count=1.5k
 dd if=d.raw of=o.raw bs=512 bs=1k count=1
 dd if=none.raw of=o.raw
-dd if=d.raw of=o.raw count=9223372036854775807 bs=2
+dd if=text.raw of=o.raw count=9223372036854775807 bs=2
 dd if=d.raw of=o.raw skip=9223372036854775807 bs=2
 dd if=d.raw of=o.raw skip=20M
 dd if=d.raw of=sparse.raw

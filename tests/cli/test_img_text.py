@@ -152,6 +152,7 @@ def test_json_lines_tell_programs_how_it_goes_and_how_it_ended(tmp_path: Path) -
         "total": 200,
         "rate": 0,
         "remaining": None,
+        "bottleneck": None,
     }
 
 

@@ -267,3 +267,60 @@ async def test_a_rate_limit_spaces_requests_out_on_its_clock() -> None:
     limit.rate = 0
     await limit.take(10**9)
     assert waits == [1.0, 0.5]
+
+
+@pytest.mark.both_loops
+async def test_a_new_rate_goes_for_those_who_wait_already() -> None:
+    limit = RateLimit(1)
+    await limit.take(10**12)
+    waiting = [asyncio.create_task(limit.take(1)) for _ in range(3)]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not any(task.done() for task in waiting)
+    waiting[1].cancel()
+    await asyncio.to_thread(setattr, limit, "rate", 10**18)
+    await waiting[0]
+    await waiting[2]
+    with pytest.raises(asyncio.CancelledError):
+        await waiting[1]
+
+
+async def test_a_wait_that_is_cancelled_costs_those_behind_nothing() -> None:
+    now = 0.0
+    pauses: list[asyncio.Future[None]] = []
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        pauses.append(asyncio.get_running_loop().create_future())
+        await pauses[-1]
+        now += seconds
+
+    limit = RateLimit(100, clock=lambda: now, sleep=sleep)
+    await limit.take(100)
+    first = asyncio.create_task(limit.take(10**9))
+    second = asyncio.create_task(limit.take(100))
+    while not pauses:  # noqa: ASYNC110  # nobody tells
+        await asyncio.sleep(0)
+    first.cancel()
+    while len(pauses) < 2:  # noqa: ASYNC110  # nobody tells
+        await asyncio.sleep(0)
+    pauses[1].set_result(None)
+    await second
+    assert now == 1.0
+
+
+async def test_a_conversion_that_crawls_can_be_let_go(tmp_path: Path) -> None:
+    limit = RateLimit(1)
+    begun = asyncio.Event()
+
+    def told(_progress: img.Progress) -> None:
+        begun.set()
+
+    with MemoryDisk(0) as disk:
+        disk.data[:] = two_chunks()
+        task = asyncio.create_task(img.convert(image_of(disk), str(tmp_path / "x"), limit=limit, observer=told))
+        await begun.wait()
+        assert not task.done()
+        limit.rate = 0
+        await task
+        assert (tmp_path / "x").read_bytes() == disk.data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import pkgutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -160,3 +161,9 @@ def test_a_picture_of_several_rows_says_where_each_begins() -> None:
         "      4K │    │",
     ]
     assert img.picture([entry(0, 0, " ")]) == ""
+
+
+def test_no_function_has_the_name_of_a_module() -> None:
+    # Importing a module binds its name in the package, and would hide the function.
+    modules = {module.name for module in pkgutil.iter_modules(img.__path__)}
+    assert not modules & set(img.__all__)

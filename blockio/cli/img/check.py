@@ -14,6 +14,7 @@ from blockio.cli.img.getopt import UsageError
 from blockio.cli.img.objects import define_object
 from blockio.cli.img.tool import ImageChoice, fail, json_mode, source_cache
 from blockio.cli.output import json_pretty
+from blockio.cli.progress import check_style, own_watcher
 from blockio.driver.base import CheckFix
 from blockio.errors import UnsupportedFeature
 from blockio.img.checking import CheckFailed, check
@@ -34,6 +35,7 @@ class _Plan(NamedTuple):
     json: bool
     fix: CheckFix
     quiet: bool
+    style: str | None
 
 
 def prepare(args: list[str], output: Output) -> _Plan | None:
@@ -43,6 +45,7 @@ def prepare(args: list[str], output: Output) -> _Plan | None:
     fix = CheckFix.NONE
     quiet = as_json = False
     ofmt = cache = ""
+    style: str | None = None
     line = command_line("check", args, output)
     for key, value in line:
         if key == "help":
@@ -57,6 +60,8 @@ def prepare(args: list[str], output: Output) -> _Plan | None:
             ofmt = value
         elif key == "source-cache":
             cache = value
+        elif key == "progress":
+            style = check_style(output, value)
         elif key == "quiet":
             quiet = True
         elif key == "object":
@@ -71,7 +76,7 @@ def prepare(args: list[str], output: Output) -> _Plan | None:
         as_json = json_mode(output, ofmt)
     if cache:
         choice.cache = source_cache(output, cache)
-    return _Plan(choice.image(line.operands[0], format), as_json, fix, quiet)
+    return _Plan(choice.image(line.operands[0], format), as_json, fix, quiet, style)
 
 
 async def execute(plan: _Plan, output: Output) -> int:
@@ -87,12 +92,14 @@ async def execute(plan: _Plan, output: Output) -> int:
             )
 
     try:
-        report = await check(
-            plan.image,
-            fix=plan.fix,
-            on_message=lambda message: output.report(message + "\n"),
-            on_repaired=repaired,
-        )
+        with own_watcher(output, "check", plan.style) as watch:
+            report = await check(
+                plan.image,
+                fix=plan.fix,
+                on_message=lambda message: output.report(message + "\n"),
+                on_repaired=repaired,
+                observer=None if watch is None else watch.listener,
+            )
     except CheckFailed as failure:
         if isinstance(failure.error, UnsupportedFeature):
             fail(output, "This image format does not support checks", _NOT_SUPPORTED)

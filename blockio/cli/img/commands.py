@@ -117,13 +117,14 @@ COMMANDS: Final[dict[str, Command]] = {
             Option("repair", ("-r", "--repair"), "what", "leaks or all: mend it"),
             _OUTPUT,
             _SOURCE_CACHE,
+            _SHOW,
             _QUIET,
             _OBJECT,
             _IMAGE_OPTS,
             _SHARE,
         ),
         "[--object objectdef] [--image-opts] [-q] [-f fmt] [--output=ofmt] [-r [leaks | all]] [-T src_cache] [-U] "
-        "filename",
+        "{own}filename",
         "look whether the metadata of an image are consistent, and mend them",
     ),
     "commit": Command(
@@ -229,11 +230,12 @@ COMMANDS: Final[dict[str, Command]] = {
             _HELP,
             _FORMAT,
             Option("target-format", ("-O",), "output_fmt", "the format to make; raw by default"),
+            _SHOW,
             _OBJECT,
             _IMAGE_OPTS,
             _SHARE,
         ),
-        "[--object objectdef] [--image-opts] [-U] [-f fmt] [-O output_fmt] [bs=block_size] [count=blocks] "
+        "[--object objectdef] [--image-opts] [-U] [-f fmt] [-O output_fmt] {own}[bs=block_size] [count=blocks] "
         "[skip=blocks] if=input of=output",
         "copy a part of a disk, by the operands of dd",
     ),

@@ -80,7 +80,7 @@ async def execute(plan: _Plan, output: Output) -> int:
             plan.base,
             drop=plan.drop,
             limit=RateLimit(plan.rate) if plan.rate else None,
-            observer=watch.observer,
+            observer=watch.listener,
         )
     output.say("Image committed.")
     return 0

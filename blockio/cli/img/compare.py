@@ -86,7 +86,7 @@ async def _compare(plan: _Plan, output: Output, watch: Watcher) -> int:
             plan.first,
             plan.second,
             strict=plan.strict,
-            observer=watch.observer,
+            observer=watch.listener,
             on_size_mismatch=lambda: output.say("Warning: Image size mismatch!"),
         )
     except ReadFailed as error:

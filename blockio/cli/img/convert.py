@@ -201,7 +201,7 @@ async def _convert(plan: _Plan, output: Output, watch: Watcher) -> None:
         skip_broken_bitmaps="skip-broken-bitmaps" in given,
         snapshot=given.get("snapshot"),
         limit=RateLimit(rate) if rate else None,
-        observer=watch.observer,
+        observer=watch.listener,
         on_warning=output.warn,
     )
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from blockio.cli.img.commands import command_line
 from blockio.cli.img.objects import define_object
 from blockio.cli.img.tool import Failure, ImageChoice, fail, printed, read_size
+from blockio.cli.progress import check_style, own_watcher
 from blockio.driver.registry import find_driver
 from blockio.errors import BlockError
-from blockio.img.dd import MAX_BLOCK_SIZE, dd
+from blockio.img.excerpting import MAX_BLOCK_SIZE, dd
 
 if TYPE_CHECKING:
     from blockio.cli.output import Output
@@ -25,12 +26,14 @@ class _Plan(NamedTuple):
     target: str
     format: str
     numbers: dict[str, int]
+    style: str | None
 
 
 def prepare(args: list[str], output: Output) -> _Plan | None:
     """Read the command line; None asks for help."""
     choice = ImageChoice(output)
     format: str | None = None
+    style: str | None = None
     target_format = "raw"
     line = command_line("dd", args, output)
     for key, value in line:
@@ -42,6 +45,8 @@ def prepare(args: list[str], output: Output) -> _Plan | None:
             target_format = value
         elif key == "object":
             define_object(value, output)
+        elif key == "progress":
+            style = check_style(output, value)
         elif key == "image-opts":
             choice.image_opts = True
         elif key == "force-share":
@@ -58,7 +63,7 @@ def prepare(args: list[str], output: Output) -> _Plan | None:
             fail(output, f"unrecognized operand {name}")
     if "if" not in given or "of" not in given:
         fail(output, "Must specify both input and output files")
-    return _Plan(choice.image(given.pop("if"), format), given.pop("of"), target_format, given)
+    return _Plan(choice.image(given.pop("if"), format), given.pop("of"), target_format, given, style)
 
 
 async def execute(plan: _Plan, output: Output) -> int:
@@ -69,15 +74,17 @@ async def execute(plan: _Plan, output: Output) -> int:
         fail(output, "Unknown file format")
     target = ImageChoice(output).image(plan.target, plan.format)
     try:
-        await dd(
-            plan.source,
-            target,
-            plan.format,
-            block_size=plan.numbers.get("bs", 512),
-            count=plan.numbers.get("count"),
-            skip=plan.numbers.get("skip", 0),
-            on_warning=output.error,
-        )
+        with own_watcher(output, "dd", plan.style) as watch:
+            await dd(
+                plan.source,
+                target,
+                plan.format,
+                block_size=plan.numbers.get("bs", 512),
+                count=plan.numbers.get("count"),
+                skip=plan.numbers.get("skip", 0),
+                observer=None if watch is None else watch.listener,
+                on_warning=output.error,
+            )
     except OSError as error:
         output.error(printed(error))
         raise Failure from None
