@@ -7,14 +7,14 @@ happens to the disk.
 
 from __future__ import annotations
 
-import errno
 from typing import TYPE_CHECKING, Final
 
 from blockio.backend.names import all_backends
+from blockio.backend.operation import Operation
 from blockio.backend.requests import Requests
 from blockio.buffers import IoVector, aligned_buffer
 from blockio.driver.base import BlockDriver, DriverKind
-from blockio.errors import BlockError, NoMedium, ReadOnly, UnsupportedFeature
+from blockio.errors import NoMedium, ReadOnly, UnsupportedFeature
 from blockio.graph.blockers import OpType, op_blocker
 from blockio.graph.drain import drained
 from blockio.graph.mutate import attach_child, detach_child
@@ -29,7 +29,6 @@ from blockio.types import Perm, RequestFlags, Role, StatusFlags
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from blockio.aio.context import AioContext
     from blockio.graph.edge import Edge
 
 __all__ = ["Commit", "commit", "commit_all"]
@@ -116,7 +115,7 @@ async def commit(
                 # What is written below reads the same from above, so that the overlay and its users may let us.
                 tran.set_perm(link, link.perm, link.shared | Perm.WRITE | Perm.RESIZE)
                 refresh(tran, [base])
-            target = attach_child(_Committer(), base, "commit", Role.DATA, Perm.WRITE | Perm.RESIZE)
+            target = attach_child(Operation("commit"), base, "commit", Role.DATA, Perm.WRITE | Perm.RESIZE)
             try:
                 await _Copy(node, base, target, pace, progress).run()
                 await target.co_flush()
@@ -202,47 +201,3 @@ class _Copy:
         self._done += nbytes
         if self._progress is not None:
             self._progress(self._done, self._node.length)
-
-
-class _Committer:
-    """The backing file's user while it is committed into (a ``ChildParent``): it sends nothing by itself."""
-
-    def parent_desc(self) -> str:
-        """For messages of others who are in its way."""
-        return "a commit operation"
-
-    def drained_begin(self, edge: Edge) -> None:
-        """Whoever drains the backing file waits for the piece in flight; the next one waits for nobody."""
-
-    def drained_poll(self, edge: Edge) -> bool:
-        """The node itself knows of the request in flight."""
-        return False
-
-    def drained_end(self, edge: Edge) -> None:
-        """See ``drained_begin``."""
-
-    def resized(self, edge: Edge) -> None:
-        """Nothing is kept."""
-
-    def change_media(self, edge: Edge, load: bool) -> None:
-        """As above."""
-
-    def attached(self, edge: Edge) -> None:
-        """As above."""
-
-    def detached(self, edge: Edge) -> None:
-        """As above."""
-
-    def can_set_context(self, edge: Edge, context: AioContext, seen: set[object]) -> None:
-        """Not now."""
-        raise BlockError("Cannot change iothread of active block backend", errno.EPERM)
-
-    def set_context(self, edge: Edge, context: AioContext, seen: set[object]) -> None:
-        """Never called."""
-
-    def activate(self, edge: Edge) -> None:
-        """Nothing was given up."""
-
-    def inactivate(self, edge: Edge) -> None:
-        """Not now."""
-        raise BlockError("a commit operation is in use", errno.EPERM)

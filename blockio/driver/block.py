@@ -394,6 +394,14 @@ class BlockDriver(ABC):
         """Let go of everything this layer holds, so that the backing file shows. Called drained."""
         raise UnsupportedFeature(f"{self.name} does not support emptying of block device files")
 
+    async def co_change_backing_file(self, name: str | None, format: str | None) -> None:
+        """Let the image name *name*, of *format*, as its backing file; None: it has none. Called drained.
+
+        What was written before is stable before that changes, and that when this returns; a crash leaves the old name
+        or the new one. The node's children stay as they are.
+        """
+        raise UnsupportedFeature
+
     async def co_probe_blocksizes(self) -> BlockSizes:
         """A real device's own. Left alone: what a filter filters is asked."""
         raise UnsupportedFeature

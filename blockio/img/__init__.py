@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from blockio.img.mapping import map_image as map
     from blockio.img.measuring import measure
     from blockio.img.opening import Image
+    from blockio.img.rebasing import rebase
     from blockio.img.resizing import resize
     from blockio.img.results import (
         BenchResult,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
         MapEntry,
         Observer,
         Progress,
+        RebaseResult,
         ResizeResult,
         Side,
     )
@@ -77,6 +79,7 @@ _HOME = {
     "blockio.img.mapping": ("map_image",),
     "blockio.img.measuring": ("measure",),
     "blockio.img.opening": ("Image",),
+    "blockio.img.rebasing": ("rebase",),
     "blockio.img.resizing": ("resize",),
     "blockio.img.results": (
         "BenchResult",
@@ -90,6 +93,7 @@ _HOME = {
         "MapEntry",
         "Observer",
         "Progress",
+        "RebaseResult",
         "ResizeResult",
         "Side",
     ),
@@ -125,6 +129,7 @@ __all__ = [
     "Opening",
     "Progress",
     "RateLimit",
+    "RebaseResult",
     "ResizeResult",
     "Side",
     "SnapshotInfo",
@@ -142,6 +147,7 @@ __all__ = [
     "map",
     "measure",
     "picture",
+    "rebase",
     "resize",
     "snapshot_apply",
     "snapshot_create",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from blockio.graph.node import BlockNode
     from blockio.img.limiting import RateLimit
 
-__all__ = ["commit"]
+__all__ = ["commit", "find_backing"]
 
 
 async def commit(
@@ -48,7 +48,7 @@ async def commit(
         assert node is not None
         if node.backing is None:
             raise UnsupportedFeature("Image does not have a backing file")
-        target = node.backing.node if base is None else await in_worker(_find, node, base)
+        target = node.backing.node if base is None else await in_worker(find_backing, node, base)
         if target is None:
             raise OptionError(f"Did not find '{base}' in the backing chain of '{image.name}'")
         meter = Meter(observer, node.length)
@@ -63,7 +63,7 @@ async def commit(
         return CommitResult(image.name, target.filename, node.length)
 
 
-def _find(node: BlockNode, name: str) -> BlockNode | None:
+def find_backing(node: BlockNode, name: str) -> BlockNode | None:
     """The node below *node* that *name* means (QEMU's bdrv_find_backing_image)."""
     for above, below in _links(node):
         reference = None if above.driver is None else above.driver.backing_reference()

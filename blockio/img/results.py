@@ -23,6 +23,7 @@ __all__ = [
     "MapEntry",
     "Observer",
     "Progress",
+    "RebaseResult",
     "ResizeResult",
     "Side",
 ]
@@ -186,6 +187,16 @@ class CommitResult(msgspec.Struct, frozen=True):
     """The image that was written to."""
     size: int
     """How long the disk is, and the base now at least."""
+
+
+class RebaseResult(msgspec.Struct, frozen=True):
+    """A finished rebase."""
+
+    filename: str
+    backing_filename: str | None
+    """As the image names it now; None: it has no backing file any more."""
+    backing_format: str | None
+    size: int
 
 
 class ResizeResult(msgspec.Struct, frozen=True):

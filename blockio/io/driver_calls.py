@@ -7,10 +7,11 @@ down as QEMU does for that call, or it is UnsupportedFeature (ENOTSUP).
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 from blockio.driver.base import BlockDriver, DriverKind
-from blockio.errors import NoMedium, UnsupportedFeature
+from blockio.errors import BlockError, NoMedium, UnsupportedFeature
 from blockio.io.node_io import NodeIO
 from blockio.types import Role
 
@@ -21,7 +22,15 @@ if TYPE_CHECKING:
     from blockio.graph.node import BlockNode
     from blockio.types import BlockSizes, Geometry
 
-__all__ = ["ioctl", "load_vmstate", "make_empty", "probe_blocksizes", "probe_geometry", "save_vmstate"]
+__all__ = [
+    "change_backing_file",
+    "ioctl",
+    "load_vmstate",
+    "make_empty",
+    "probe_blocksizes",
+    "probe_geometry",
+    "save_vmstate",
+]
 
 
 def _parts(node: BlockNode) -> tuple[NodeIO, BlockDriver]:
@@ -103,4 +112,17 @@ async def make_empty(node: BlockNode) -> None:
     io, driver = _parts(node)
     async with io.request(0, driver.length, serialising=True):
         await driver.co_make_empty()
+        io.written(0, 0, ok=False)
+
+
+async def change_backing_file(node: BlockNode, name: str | None, format: str | None) -> None:
+    """Let *node*'s image name *name* as its backing file (``bdrv_change_backing_file``). *node* is drained.
+
+    The graph stays as it is: ``set_backing`` changes that. BlockError EINVAL for a name without a format.
+    """
+    io, driver = _parts(node)
+    if name and not format:
+        raise BlockError(errno=errno.EINVAL)
+    async with io.request(0, driver.length, serialising=True):
+        await driver.co_change_backing_file(name, format)
         io.written(0, 0, ok=False)

@@ -16,6 +16,7 @@ from blockio.testing.rig import StackRig
 from blockio.types import PreallocMode, RequestFlags
 from tests.qcow2.crash import MakeImage, Scenario
 from tests.qcow2.engine import Disk, Qcow2Rig, new_image, open_disk
+from tests.qcow2.rebase_work import BACKING, RebaseRig, rebases
 from tests.qcow2.snapshot_work import SnapshotRig, snapshots_at_work
 from tests.support.qemu import qemu_img
 
@@ -55,6 +56,17 @@ def overlay(clusters: int, cluster: int, **options: Any) -> MakeImage:
         size = clusters * cluster
         image = await new_image(size, cluster_size=cluster, backing_file="base.raw", backing_fmt="raw", **options)
         return {"file": image.data, "backing": rnd.randbytes(size // 2)}
+
+    return make
+
+
+def _named_overlay(cluster: int, **options: Any) -> MakeImage:
+    """An overlay of 64 KiB over the first of ``BACKING``, which is shorter."""
+
+    async def make(_rnd: random.Random) -> Mapping[str, bytearray]:
+        name = next(iter(BACKING))
+        image = await new_image(65536, cluster_size=cluster, backing_file=name, backing_fmt="raw", **options)
+        return {"file": image.data}
 
     return make
 
@@ -375,6 +387,15 @@ SCENARIOS: Final = by_name(
             Packed(2048),
             Qcow2Rig(packing=True),
             repairs=True,
+        ),
+        *(
+            Scenario(f"rebase, {words}", 150, _named_overlay(cluster, **options), rebases, RebaseRig(), faults=faulty)
+            for words, cluster, options, faulty in (
+                ("8 KiB clusters", 8192, {}, False),
+                ("version 2", 4096, {"compat": "0.10"}, False),
+                ("subclusters", 16384, {"extended_l2": True}, False),
+                ("amid faults", 8192, {}, True),
+            )
         ),
         Scenario("growing refcount table", 150, full_refcount_table(), grow_refcount_table),
         Scenario("repair on opening", 600, crashed(100, 512, lazy_refcounts=True), only_open, repairs=True, run=80),

@@ -300,6 +300,27 @@ COMMANDS: Final[dict[str, Command]] = {
         "[-l snapshot_param] filename]",
         "calculate how large an image would be",
     ),
+    "rebase": Command(
+        "rebase",
+        (
+            _HELP,
+            _FORMAT,
+            Option("backing-format", ("-F",), "backing_fmt", "format of the new backing file"),
+            Option("backing", ("-b",), "backing_file", "the new backing file; an empty name for none"),
+            Option("unsafe", ("-u",), "", "change the name only: both hold the same"),
+            _PROGRESS,
+            _SHOW,
+            _CACHE,
+            _SOURCE_CACHE,
+            _QUIET,
+            _OBJECT,
+            _IMAGE_OPTS,
+            _SHARE,
+        ),
+        "[--object objectdef] [--image-opts] [-U] [-q] [-f fmt] [-t cache] [-T src_cache] [-p] [--progress=how] [-u] "
+        "-b backing_file [-F backing_fmt] filename",
+        "put another backing file below an image",
+    ),
     "resize": Command(
         "resize",
         (

@@ -159,6 +159,20 @@ PROSE: Final[dict[str, Prose]] = {
         ("img measure -O qcow2 disk.qcow2", "img measure -O qcow2 --size 10G"),
         'await img.measure("disk.qcow2", "qcow2")',
     ),
+    "rebase": Prose(
+        (
+            "The disk stays what it is: where the old and the new backing file differ, the image gets the old content. "
+            "With `-u` only the name changes, for a backing file that was moved. The name counts from the image's "
+            "folder.",
+            "A rebase that is interrupted leaves the old backing file's name, and the same disk; it can be repeated.",
+        ),
+        (
+            "img create -f qcow2 -b disk.qcow2 -F qcow2 branch.qcow2",
+            "img rebase -b '' branch.qcow2",
+            "img rebase -u -b disk.qcow2 -F qcow2 branch.qcow2",
+        ),
+        'await img.rebase("branch.qcow2", None)',
+    ),
     "resize": Prose(
         (
             "A sign in front of the size means more, or less, than now. What lies behind a smaller size is lost, which "

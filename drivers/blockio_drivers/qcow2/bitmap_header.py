@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from blockio.errors import BlockError
 from blockio_drivers.qcow2.extensions import BITMAPS, END, BitmapsExtension
 
-__all__ = ["HeaderWrite", "crosses", "plan_bitmaps"]
+__all__ = ["HeaderLayout", "HeaderWrite", "crosses", "header_layout", "plan_bitmaps"]
 
 _SECTOR: Final = 512
 _V2_LENGTH: Final = 72
@@ -33,6 +33,20 @@ class HeaderWrite(NamedTuple):
     data: bytes
 
 
+class HeaderLayout(NamedTuple):
+    """Where the parts of a header are, in bytes from the file's beginning."""
+
+    start: int
+    """The first extension."""
+    end: int
+    """The mark that ends the extensions."""
+    bitmaps: int | None
+    """The bitmaps extension."""
+    name: int
+    """The backing file's name; 0 for none."""
+    name_bytes: int
+
+
 def plan_bitmaps(area: bytes, extension: BitmapsExtension | None) -> list[HeaderWrite]:
     """The steps after which *extension* is what the header in *area* (its whole cluster) has; none where it is already.
 
@@ -41,7 +55,7 @@ def plan_bitmaps(area: bytes, extension: BitmapsExtension | None) -> list[Header
     and the autoclear bit must be off meanwhile (``len(steps) == 1`` and the write crosses). Raises BlockError ENOSPC
     where the cluster has no room.
     """
-    found, end, backing, nbytes = _layout(area)
+    _start, end, found, backing, nbytes = header_layout(area)
     if extension is None:
         if found is None:
             return []
@@ -80,11 +94,11 @@ def crosses(step: HeaderWrite) -> bool:
     return step.offset // _SECTOR != (step.offset + len(step.data) - 1) // _SECTOR
 
 
-def _layout(area: bytes) -> tuple[int | None, int, int, int]:
-    """Where the bitmaps extension is, where extensions end, and where the backing file's name is and how long."""
+def header_layout(area: bytes) -> HeaderLayout:
+    """The parts of the header in *area*, its whole cluster."""
     version = int.from_bytes(area[4:8], "big")
     backing, nbytes = struct.unpack_from(">QI", area, _BACKING_FIELDS)
-    at = int.from_bytes(area[_HEADER_LENGTH : _HEADER_LENGTH + 4], "big") if version > 2 else _V2_LENGTH
+    start = at = int.from_bytes(area[_HEADER_LENGTH : _HEADER_LENGTH + 4], "big") if version > 2 else _V2_LENGTH
     stop = backing or len(area)
     found = None
     while at + 8 <= stop:
@@ -94,4 +108,4 @@ def _layout(area: bytes) -> tuple[int | None, int, int, int]:
         if magic == BITMAPS:
             found = at  # a later one counts, as for every reader
         at += 8 + -(-length // 8) * 8
-    return found, at, backing, nbytes if backing else 0
+    return HeaderLayout(start, at, found, backing, nbytes if backing else 0)

@@ -487,6 +487,15 @@ class Qcow2Driver(FormatDriver):
         header = self._image.header
         return None if header.backing_file is None else (header.backing_file, header.backing_format or None)
 
+    async def co_change_backing_file(self, name: str | None, format: str | None) -> None:
+        """Everything else is made stable first, then the header changes, at once; see ``header_update``."""
+        await self._ready()
+        if name and self._image.header.autoclear & Autoclear.DATA_FILE_RAW:
+            raise BlockError(errno=errno.EINVAL)  # the data file alone would no longer be the disk
+        await self._signalling(self._settle_tables())
+        changed = self._image.header.with_(backing_file=name or None, backing_format=format)
+        await self._image.replace_header(changed)
+
     def statistics(self) -> dict[str, CacheStatistics]:
         """Snapshots of the ``l2``, ``refcount`` and ``compressed`` caches."""
         return {

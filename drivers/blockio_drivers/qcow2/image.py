@@ -5,7 +5,7 @@ Invariants:
 * ``unstable`` is True while something this driver wrote (or was told that a request wrote) may not be on stable
   storage, unless ``_flushing`` is held and the flush under way covers it; ``barrier`` makes it so, and is the only
   place where the driver flushes.
-* The header on disk is changed field by field, each inside one 512-byte sector, so that no crash leaves half of it.
+* The header on disk is changed by writes inside one 512-byte sector, so that no crash leaves half of it.
 * ``dead`` is set by a fatal corruption: from then on nothing of the metadata in memory is written.
 * ``retired`` holds host clusters whose last reference was dropped in memory; ``writeback`` says when they are free.
 """
@@ -23,11 +23,13 @@ from blockio.buffers import IoVector
 from blockio.driver.debug import tell
 from blockio.errors import CorruptImage
 from blockio.types import HostOffset
+from blockio_drivers.qcow2.bitmap_header import HeaderWrite
 from blockio_drivers.qcow2.header import (
     AUTOCLEAR_FEATURES_OFFSET,
     INCOMPATIBLE_FEATURES_OFFSET,
     Incompatible,
 )
+from blockio_drivers.qcow2.header_update import plan_header
 from blockio_drivers.qcow2.tables import Geometry
 
 if TYPE_CHECKING:
@@ -127,7 +129,8 @@ class Image:
         self.retired_clusters = 0
         """How many clusters are retired or wait for their metadata to become stable."""
         self._complained = False
-        self._unsure = False
+        self._unsure: HeaderWrite | None = None
+        """What must be written again, because a write of it failed: it may have arrived all the same."""
 
     def change_loop(self) -> None:
         """A lock stays with the loop that first waited for it: new ones for a new loop. Nobody holds one now."""
@@ -192,6 +195,7 @@ class Image:
         """
 
         async def switch() -> None:
+            await self.make_sure()
             await self.write(offset, value)
             self.header = self.header.with_(**fields)
             await self.barrier()
@@ -233,21 +237,53 @@ class Image:
         """
 
         async def switch() -> None:
+            await self.make_sure()
             header = self.header.with_(**fields)
-            self._unsure = True
-            await self.write(_SIZE_OFFSET, _tables_of(header))
-            self.header = header
+            await self._show(
+                HeaderWrite(_SIZE_OFFSET, _tables_of(header)), before=_tables_of(self.header), header=header
+            )
+
+        await finish(switch())
+
+    async def _show(self, step: HeaderWrite, *, before: bytes, header: Header) -> None:
+        """Write *step* over *before*, so that *header* is in force; ``make_sure`` repeats what then is, if need be."""
+        self._unsure = HeaderWrite(step.offset, before)
+        await self.write(*step)
+        self.header = header
+        self._unsure = step
+        await self.barrier()
+        self._unsure = None
+
+    async def replace_header(self, header: Header) -> None:
+        """Let *header* be the image's, whole, and make it stable; whatever it relies on is stable.
+
+        A crash leaves the old header or *header* (see ``header_update``). BlockError ENOSPC where it does not fit into
+        a cluster, CorruptImage for a name that is too long: then nothing has changed. After any other failure the image
+        may have the one or the other when it is opened again.
+        """
+        encoded = header.encode()
+
+        async def switch() -> None:
+            await self.make_sure()
             await self.barrier()
-            self._unsure = False
+            area = bytes(await self.read(0, self.geometry.cluster_size))
+            for step in plan_header(area, encoded):
+                if step.offset:
+                    await self.write(*step)
+                    await self.barrier()
+                else:
+                    await self._show(step, before=area[: len(step.data)], header=header)
+                    area = step.data + area[len(step.data) :]
+            self.header = header
 
         await finish(switch())
 
     async def make_sure(self) -> None:
         """The header on disk is the one in force, also after a switch that failed. Before any metadata is written."""
-        if self._unsure:
-            await self.write(_SIZE_OFFSET, _tables_of(self.header))
+        if self._unsure is not None:
+            await self.write(*self._unsure)
             await self.barrier()
-            self._unsure = False
+            self._unsure = None
 
     async def mark_dirty(self) -> None:
         """Set the dirty bit, before refcounts begin to lag behind."""
