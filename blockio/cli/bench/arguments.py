@@ -39,6 +39,7 @@ _WORK: Final = (
     "time",
     "seed",
     "peers",
+    "fio",
 )
 
 
@@ -110,6 +111,7 @@ def _work(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--count", type=int, help="requests in a run (default 100000)")
     group.add_argument("--time", type=float, metavar="SECONDS", help="or how long a run takes")
     group.add_argument("--seed", type=int, help="of random places (default 1)")
+    group.add_argument("--fio", metavar="JOBFILE", help="the jobs of a job file of fio, in their common subset")
     group.add_argument("--suite", type=_words, metavar="NAMES", help="run these suites (see --list)")
     group.add_argument("--list", action="store_true", help="name the suites and the peers, and exit")
     group.add_argument("--quick", action="store_true", help="smaller disks, fewer requests and rounds: noisier answers")

@@ -9,32 +9,28 @@ import datetime
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from itertools import product
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from blockio.bench.job import Job
 from blockio.bench.layers import LANES, LayerCost, measure_layers
 from blockio.bench.load import run_loop
 from blockio.bench.measuring import measure_latency, workload_of
-from blockio.bench.peers import PEERS, Shared
+from blockio.bench.peers import PEERS
 from blockio.bench.programs import versions
 from blockio.bench.report import Report, compare, read_report, report_of
-from blockio.bench.scratch import Scratch, make_scratch
-from blockio.bench.stack import Stack, refuse_strangers
+from blockio.bench.stack import refuse_strangers
 from blockio.bench.suites import SUITES, suites_of
 from blockio.bench.suites.scale import Scale
 from blockio.bench.table import changes_text, report_text
 from blockio.bench.workload import Workload, run_rounds
 from blockio.cli.bench.arguments import UsageError, given_work, parse
-from blockio.cli.img.tool import Failure, ImageChoice, printed
+from blockio.cli.bench.plan import Plan, Task
+from blockio.cli.img.tool import Failure, printed
 from blockio.cli.objects import define_object
 from blockio.cli.output import Output
-from blockio.errors import OptionError
-from blockio.img.options import split_options
 
 if TYPE_CHECKING:
     import argparse
@@ -87,14 +83,14 @@ class _Run:
         if given.list:
             self._output.out(f"suites: {', '.join(self._known)}\npeers: {', '.join(PEERS)}\n")
             return 0
-        jobs = self._jobs()
+        plan = Plan(given, self._scale)
         interrupted = False
         failure = ""
         with tempfile.TemporaryDirectory(prefix="blockio-bench.", dir=os.environ.get("TMPDIR", "/var/tmp")) as folder:
             try:
                 self._run_suites(Path(folder))
                 if given.layers or not self._suites:
-                    self._measure(jobs, Path(folder))
+                    self._measure(plan, Path(folder))
             except KeyboardInterrupt:
                 interrupted = True
             except OSError as error:
@@ -114,83 +110,6 @@ class _Run:
             self._output.error(failure)
         return INTERRUPTED if interrupted else int(bool(failure))
 
-    # -- what is to be measured
-
-    def _jobs(self) -> list[Job]:
-        given = self._given
-        count = given.count
-        if count is None and given.time is None:
-            count = self._scale.requests
-        jobs = []
-        for word, size, share, depth in product(
-            given.workload or ["sequential"], given.block_size or [4096], given.read or [100], given.depth or [1, 32]
-        ):
-            name, _, theta = word.partition(":")
-            if theta and name != "zipf":
-                raise OptionError(f"Unknown workload '{word}': only zipf takes a number")
-            base = Job(
-                pattern=name,
-                block_size=size,
-                read_percent=share,
-                depth=depth,
-                count=count,
-                seconds=given.time,
-                flush_interval=(given.flush_interval or 0) if share < 100 else 0,
-                offset=given.offset or 0,
-                size=given.length,
-                step=given.step,
-                seed=1 if given.seed is None else given.seed,
-            )
-            jobs.append(msgspec.structs.replace(base, theta=_number(theta)) if theta else base)
-        return jobs
-
-    def _peers(self) -> list[str]:
-        wanted = self._given.peers
-        if wanted is None or wanted == ["all"]:
-            return list(PEERS)
-        if wanted == ["none"]:
-            return []
-        for name in wanted:
-            if name not in PEERS:
-                raise OptionError(f"Unknown peer '{name}': there are {', '.join(PEERS)}")
-        return list(wanted)
-
-    def _own_disk(self, folder: Path) -> tuple[Stack, Shared, str]:
-        given = self._given
-        wanted = Scratch(
-            format=given.format or "qcow2",
-            size=self._scale.disk if given.size is None else given.size,
-            overlays=given.overlays or 0,
-            compressed=given.compressed,
-            encrypted=given.encrypted,
-            cache=given.cache,
-        )
-        stack, disk = make_scratch(folder, wanted)
-        return stack, disk, wanted.title
-
-    def _given_disk(self) -> tuple[Stack, Shared, str]:
-        given = self._given
-        choice = ImageChoice(self._output)
-        choice.image_opts = given.image_opts
-        choice.cache = given.cache
-        choice.force_share = given.force_share
-        image = choice.image(given.image, given.format)
-        stack = Stack(image=image)
-        length = run_loop(stack.length())
-        objects = [word for definition in given.object for word in ("--object", definition)]
-        how = ["--image-opts"] if given.image_opts else ["-f", given.format] if given.format else []
-        share = ["-U"] if given.force_share else []
-        raw = None if given.image_opts or not os.path.exists(given.image) else given.image
-        disk = Shared(
-            length=length,
-            cache=given.cache,
-            image=(*objects, *how, *share, given.image),
-            raw=raw,
-            raw_length=0 if raw is None else _file_length(raw),
-            writable=given.format == "raw",
-        )
-        return stack, disk, given.image if given.image_opts else os.path.basename(given.image)
-
     # -- measuring
 
     def _rounds(self, otherwise: int) -> int:
@@ -205,39 +124,45 @@ class _Run:
                 rounds = self._rounds(workload.rounds or self._scale.rounds)
                 run_rounds(workload, rounds, self._tell, warm_up=not self._given.no_warm_up)
 
-    def _measure(self, jobs: list[Job], folder: Path) -> None:
+    def _measure(self, plan: Plan, folder: Path) -> None:
         given = self._given
-        if given.layers and given.image is not None and any(job.writes for job in jobs):
-            # Below a format they would go past what it knows of its clusters (snapshots share some).
-            raise OptionError("--layers writes into disks of its own only")
-        stack, disk, name = self._own_disk(folder) if given.image is None else self._given_disk()
-        stack = msgspec.structs.replace(stack, lane=given.lane, aio=given.aio, limits=_limits(given.throttle))
-        for job in jobs:
-            job.blocks(disk.length)
-        if any(job.writes for job in jobs):
-            refuse_strangers(stack, [*given.overwrite, str(folder)])
-        for job in jobs:
+        tasks = list(plan.tasks(folder, self._output))
+        for task in tasks:
+            task.job.blocks(task.disk.length)
+            if task.job.writes:
+                refuse_strangers(task.stack, [*given.overwrite, str(folder)])
+        for task in tasks:
             if given.layers:
-                self._measure_layers(job, stack, name)
+                self._measure_layers(task)
             else:
-                self._measure_rates(job, stack, disk, name)
+                self._measure_rates(task, plan.peers)
 
-    def _measure_rates(self, job: Job, stack: Stack, disk: Shared, name: str) -> None:
-        given = self._given
-        peers = self._peers() if stack.limits is None else []  # nobody else is held back
+    def _measure_rates(self, task: Task, peers: Collection[str]) -> None:
+        given, job = self._given, task.job
+        if task.stack.limits is not None:
+            peers = ()  # nobody else is held back
         series = msgspec.structs.replace(job, depth=1).title.removesuffix(", QD 1")
-        workload = workload_of(job, stack, disk, wanted=peers, title=f"{name}: {job.title}", series=f"{name}: {series}")
+        workload = workload_of(
+            job,
+            task.stack,
+            task.disk,
+            wanted=peers,
+            title=f"{task.name}: {job.title}",
+            series=f"{task.name}: {series}",
+        )
+        workload.notes += task.notes
         self._done.append(workload)
         run_rounds(workload, self._rounds(self._scale.rounds), self._tell, warm_up=not given.no_warm_up)
         if not given.no_latency:
             self._tell(f"{workload.title}: latencies")
-            workload.latency = measure_latency(job, stack)
+            workload.latency = measure_latency(job, task.stack)
 
-    def _measure_layers(self, job: Job, stack: Stack, name: str) -> None:
-        self._tell(f"{name}: {job.title}: layers")
-        lanes = LANES if stack.lane == "auto" else (stack.lane,)
+    def _measure_layers(self, task: Task) -> None:
+        self._tell(f"{task.name}: {task.job.title}: layers")
+        lanes = LANES if task.stack.lane == "auto" else (task.stack.lane,)
         passes = self._rounds(self._scale.passes)
-        self._layers += run_loop(measure_layers(stack, job, name=name, passes=passes, lanes=lanes))
+        measuring = measure_layers(task.stack, task.job, name=task.name, passes=passes, lanes=lanes)
+        self._layers += run_loop(measuring)
 
     # -- results
 
@@ -261,30 +186,3 @@ class _Run:
         """Say on a terminal what is going on; the next word overwrites it."""
         if not self._output.quiet and sys.stderr.isatty():
             self._output.report(f"\r\x1b[K{text}")
-
-
-def _limits(text: str | None) -> dict[str, int] | None:
-    if text is None:
-        return None
-    limits = {}
-    for name, value in split_options(text):
-        try:
-            limits[name.removeprefix("x-")] = int(value)
-        except ValueError:
-            raise OptionError(f"Invalid limit '{name}={value}'") from None
-    return limits
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise OptionError(f"Invalid zipf exponent '{text}'") from None
-
-
-def _file_length(path: str) -> int:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.lseek(fd, 0, os.SEEK_END)
-    finally:
-        os.close(fd)
