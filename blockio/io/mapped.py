@@ -71,7 +71,7 @@ async def _read(driver: FormatDriver, offset: int, iov: IoVector) -> None:
             if extent.kind is _COMPRESSED:
                 packed.append((offset + at, part, extent))
                 packed_bytes += part.nbytes
-            elif not _read_now(driver, extent, part):
+            elif not _read_now(driver, extent, offset + at, part):
                 await workers.add(_read_extent(driver, extent, offset + at, part))
             at += extent.length
             if packed and (packed_bytes >= _PACKED_TOGETHER or at == nbytes):
@@ -82,7 +82,7 @@ async def _read(driver: FormatDriver, offset: int, iov: IoVector) -> None:
             extent = await locate(driver, offset + at, nbytes - at)
 
 
-def _read_now(driver: FormatDriver, extent: Extent, part: IoVector) -> bool:
+def _read_now(driver: FormatDriver, extent: Extent, offset: int, part: IoVector) -> bool:
     """Serve *extent* without suspending, or answer False: a task for it would cost more than the bytes."""
     if extent.kind is _DATA:
         child = extent.child
@@ -90,6 +90,8 @@ def _read_now(driver: FormatDriver, extent: Extent, part: IoVector) -> bool:
     if extent.kind is _ZERO or (extent.kind is _UNALLOCATED and driver.backing is None):
         part.fill_zero()
         return True
+    if extent.kind is _UNALLOCATED and driver.backing is not None and driver.file.debug_event is None:
+        return driver.backing.try_preadv(offset, part.views, part.nbytes)
     return False
 
 

@@ -542,8 +542,9 @@ class NodeIO:
     def refresh_lanes(self) -> None:
         """Find out anew how the driver is served, and whether the fast lane is open.
 
-        It is closed for good reasons only: no driver, copy-on-read, an inactive node; for writes also a read-only node
-        and detect-zeroes. A serialising request closes it for its time.
+        It is closed for good reasons only: no driver, copy-on-read, an inactive node, one so high in a chain that what
+        goes down from it needs a stack of its own; for writes also a read-only node and detect-zeroes. A serialising
+        request closes it for its time.
         """
         node = self.node
         driver = node.driver
@@ -562,7 +563,7 @@ class NodeIO:
             # A format's own FUA would have to be the framework's, which writes for it: a flush.
             self.native_fua = driver.capabilities.fua is Capability.NATIVE and self.maps_writes is None
             self._sized = driver
-            if not (node.copy_on_read or node.flags.inactive):
+            if not (node.copy_on_read or node.flags.inactive or self.starts_stack):
                 if kind.try_preadv is not BlockDriver.try_preadv:
                     self._lane_read = self._try_whole_blocks if self._mask else driver.try_preadv
                 writable = not node.flags.read_only and node.detect_zeroes is DetectZeroes.OFF

@@ -16,7 +16,6 @@ from blockio_drivers.qcow2.tables import L1_OFFSET_MASK
 if TYPE_CHECKING:
     from array import array
 
-    from blockio.driver.child import Child
     from blockio_drivers.qcow2.allocation import Writer
     from blockio_drivers.qcow2.cache import Slice
     from blockio_drivers.qcow2.image import Image
@@ -43,7 +42,6 @@ class Discarder:
         self._version = image.geometry.version
         self._cluster_mask = image.geometry.cluster_mask
         self._mask = image.geometry.subcluster_mask
-        self.backing: Child | None = None
 
     async def zero(self, offset: int, nbytes: int, *, unmap: bool) -> None:
         """Make the range read as zeroes without writing any.
@@ -53,7 +51,7 @@ class Discarder:
         say it (version 2 with a backing file, a part of a compressed cluster) or a subcluster holds other data: the
         framework writes zeroes then.
         """
-        if self._version < 3 and self.backing is not None:
+        if self._version < 3 and self._image.backing is not None:
             raise UnsupportedFeature
         start, end = offset & ~self._mask, offset + nbytes
         stop = (end + self._mask) & ~self._mask
@@ -73,12 +71,12 @@ class Discarder:
         where old data of the backing file would show (version 2).
         """
         end = offset + nbytes
-        if self._version < 3 and self.backing is not None:
+        if self._version < 3 and self._image.backing is not None:
             raise UnsupportedFeature
         if offset & self._mask or (end & self._mask and end != self._image.length):
             raise UnsupportedFeature
         stop = (end + self._mask) & ~self._mask
-        await self._each(offset, stop, Loss.DISCARD, skip_missing=self.backing is None)
+        await self._each(offset, stop, Loss.DISCARD, skip_missing=self._image.backing is None)
 
     async def crop(self, offset: int, end: int) -> None:
         """Let go of cluster-aligned *offset* to *end* for good: the disk ends before it. Nothing may read it now."""
@@ -90,10 +88,10 @@ class Discarder:
         while nbytes > 0:
             extent = await self._mapping.map(offset, nbytes)
             kind = extent.kind.value
-            if kind == "unallocated" and self.backing is not None:
-                inside = min(extent.length, self.backing.length - offset)
+            if kind == "unallocated" and self._image.backing is not None:
+                inside = min(extent.length, self._image.backing.length - offset)
                 if inside > 0:
-                    status = await self.backing.co_block_status(offset, inside)
+                    status = await self._image.backing.co_block_status(offset, inside)
                     if not status.flags & StatusFlags.ZERO:
                         return False
                     extent = extent._replace(length=status.length if status.length < inside else extent.length)
@@ -135,7 +133,7 @@ class Discarder:
         mapping = self._mapping
         at, stop = mapping.span(offset, end - offset)
         try:
-            freed = mapping.entries.lose(found.table, at, stop, how, below=self.backing is not None)
+            freed = mapping.entries.lose(found.table, at, stop, how, below=self._image.backing is not None)
         except InvalidEntry as error:
             raise mapping.corruption(error, offset, at) from None
         if freed is not None:

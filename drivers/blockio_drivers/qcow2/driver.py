@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from blockio.aio.clock import Clock, LoopClock
@@ -51,14 +50,14 @@ from blockio_drivers.qcow2.compressing import CompressedWriter
 from blockio_drivers.qcow2.discard import Discarder
 from blockio_drivers.qcow2.header import MAGIC, Autoclear, Header, header_area
 from blockio_drivers.qcow2.holes import data_may_be_hole
-from blockio_drivers.qcow2.image import Corruption, Freed, Image, finish
+from blockio_drivers.qcow2.image import Corruption, Image, finish
 from blockio_drivers.qcow2.info import specific_info
+from blockio_drivers.qcow2.lanes import Lanes
 from blockio_drivers.qcow2.mapping import Mapping
 from blockio_drivers.qcow2.options import Qcow2CreateOptions, Qcow2Options, join_options
 from blockio_drivers.qcow2.overlap import OverlapGuard
 from blockio_drivers.qcow2.resize import Resizer
 from blockio_drivers.qcow2.snapshots import Snapshots
-from blockio_drivers.qcow2.tables import COPIED, L2_OFFSET_MASK
 from blockio_drivers.qcow2.tuning import Tuning
 from blockio_drivers.qcow2.vmstate import MachineState
 from blockio_drivers.qcow2.writeback import WriteBack
@@ -70,7 +69,6 @@ if TYPE_CHECKING:
 
     from blockio.aio.context import AioContext
     from blockio.aio.flight import Flight
-    from blockio.aio.grace import GracePeriod
     from blockio.driver.child import Child
     from blockio.driver.inspection import HeaderReport, InspectSource
     from blockio.driver.snapshots import SnapshotInfo
@@ -81,7 +79,6 @@ __all__ = ["Qcow2Driver"]
 
 T = TypeVar("T")
 
-_NOT_COPIED: Final = COPIED - 1
 _MAY_UNMAP: Final = int(RequestFlags.MAY_UNMAP)
 _ZERO_WRITE: Final = int(RequestFlags.ZERO_WRITE)
 
@@ -89,8 +86,7 @@ _ZERO_WRITE: Final = int(RequestFlags.ZERO_WRITE)
 class Qcow2Driver(FormatDriver):
     """QEMU's copy-on-write format.
 
-    Invariant: ``_armed`` is True once a writable image has been made fit for changes (unknown autoclear bits cleared,
-    refcounts repaired where the dirty bit said so, bitmaps marked as in use); nothing is changed before.
+    Invariant: nothing is changed before the image is armed (``Image.armed``).
     """
 
     name = "qcow2"
@@ -111,7 +107,6 @@ class Qcow2Driver(FormatDriver):
 
     def __init__(self, host: DriverHost) -> None:
         super().__init__(host)
-        self._armed = False
         self._arming = asyncio.Lock()
         self._revising = asyncio.Lock()
         self._data_may_be_hole: bool | None = None
@@ -168,12 +163,11 @@ class Qcow2Driver(FormatDriver):
         header = await self._read_header()
         header.refuse_unsupported()
         tuning = self._tuning = Tuning.of(options, header, self.host.trust)
-        image = self._image = Image(self.host, self.file, header, lazy=tuning.lazy)
+        image = self._image = Image(self, header, lazy=tuning.lazy)
         self._assemble(options, tuning)
         await self._load()
         if not flags.no_backing:
             self.backing = await self._open_backing(opener)
-        self._discarder.backing = self.backing
         self.length = image.length
         if not flags.inactive:
             await self._bitmaps.load()
@@ -257,18 +251,14 @@ class Qcow2Driver(FormatDriver):
             pass_discard=options.pass_discard_snapshot,
         )
         self._state = MachineState(image, self._mapping, self._writer, self._resizer, self._compressed)
-        self._find_slices()
-        self._bits = image.geometry.cluster_bits
-        self._mask = image.geometry.cluster_mask
-        self._cluster = image.geometry.cluster_size
-        self._extended = image.geometry.extended_l2
-        self._odd = (_NOT_COPIED & ~L2_OFFSET_MASK) | self._mask
-
-    def _find_slices(self) -> None:
-        """For the fast lane: one attribute each, no call."""
-        self._slices = self._mapping.standard_slices
-        self._slice_shift = self._mapping.slice_shift
-        self._slice_mask = self._mapping.slice_subclusters - 1
+        lanes = self._lanes = Lanes(image, self._mapping)
+        # One call less for each request.
+        vars(self).update(
+            try_preadv=lanes.try_preadv,
+            try_pwritev=lanes.try_pwritev,
+            start_preadv=lanes.start_preadv,
+            start_pwritev=lanes.start_pwritev,
+        )
 
     def _tune(self, options: Qcow2Options, tuning: Tuning) -> None:
         """What *options* say is in force. All metadata is on disk, and no request under way."""
@@ -283,7 +273,7 @@ class Qcow2Driver(FormatDriver):
         if tuning.sizes != before.sizes:
             self._allocator.use_cache(tuning.sizes.refcount)
             self._mapping.use_cache(tuning.sizes.l2_entry, tuning.sizes.l2)
-            self._find_slices()
+            self._lanes.find_slices()
         self._cleaner.start(self.clock, tuning.clean_interval)
 
     async def _load(self) -> None:
@@ -324,15 +314,15 @@ class Qcow2Driver(FormatDriver):
                 raise CorruptImage("Could not repair dirty image")
         await self._protect()
         await self._bitmaps.begin()
-        self._armed = True
+        self._image.armed = True
 
     async def _ready(self) -> None:
         """The image is alive and fit for changes."""
         if self._image.dead:
             raise NoMedium
-        if not self._armed:
+        if not self._image.armed:
             async with self._arming:  # requests that come together must not repair side by side
-                if not self._armed:
+                if not self._image.armed:
                     await self._arm()
 
     async def _signalling(self, work: Awaitable[T]) -> T:
@@ -353,9 +343,9 @@ class Qcow2Driver(FormatDriver):
         image = self._image
         self._cleaner.stop()
         try:
-            if self._bitmaps.unsaved and not self._armed and image.writable:
+            if self._bitmaps.unsaved and not self._image.armed and image.writable:
                 await self._signalling(self._ready())  # storing them failed before: one more try
-            if self._armed and image.writable:
+            if self._image.armed and image.writable:
                 await self._signalling(self._settle())
         finally:
             self._mapping.cache.drop()
@@ -389,7 +379,7 @@ class Qcow2Driver(FormatDriver):
 
     async def inactivate(self) -> None:
         """Write everything back and mark the image clean, as ``close`` does; from then on it is only read."""
-        armed, self._armed = self._armed, False
+        armed, self._image.armed = self._image.armed, False
         if armed and self._image.writable:
             await self._signalling(self._settle())
 
@@ -403,12 +393,10 @@ class Qcow2Driver(FormatDriver):
             header = await self._read_header()
             header.refuse_unsupported()
             tuning = self._tuning = Tuning.of(self._options, header, self.host.trust)
-            self._image = Image(self.host, self.file, header, lazy=tuning.lazy)
-            self._armed = False
+            self._image = Image(self, header, lazy=tuning.lazy)
             self._data_may_be_hole = None
             self._assemble(self._options, tuning)
             await self._load()
-            self._discarder.backing = self.backing
             self.length = self._image.length
             await self._bitmaps.load()
             if self._image.writable and not self.host.flags.check:
@@ -432,14 +420,14 @@ class Qcow2Driver(FormatDriver):
         if was and not state.flags.read_only and header.corrupt and not state.flags.check:
             raise CorruptImage("qcow2: Image is corrupt; cannot be opened read/write", 13)
         state.notes["tuning"] = Tuning.of(state.options, header, self.host.trust)
-        behind = self._armed or self._mapping.dirty or self._allocator.dirty  # disarmed and dirty: a try that failed
+        behind = image.armed or self._mapping.dirty or self._allocator.dirty  # disarmed and dirty: a try that failed
         if behind and image.writable and (state.flags.read_only or state.options != self._options):
-            self._armed = False  # what is stored must be made fit for changes again, should this come to nothing
+            image.armed = False  # what is stored must be made fit for changes again, should this come to nothing
             await self._signalling(self._settle())
 
     def reopen_commit(self, state: ReopenState) -> None:
         """The next change makes the image fit for changes again: others may have had it meanwhile."""
-        self._armed = self._armed and not state.flags.read_only
+        self._image.armed = self._image.armed and not state.flags.read_only
         if state.options != self._options:
             self._tune(state.options, state.notes["tuning"])
 
@@ -547,7 +535,7 @@ class Qcow2Driver(FormatDriver):
 
     async def co_allocate(self, offset: int, nbytes: int) -> Allocation:
         """In place where the clusters are ours alone, else a run of new ones."""
-        if not self._armed or self._image.dead:
+        if not self._image.armed or self._image.dead:
             await self._ready()
         try:
             return await self._writer.allocate(offset, nbytes)
@@ -658,7 +646,7 @@ class Qcow2Driver(FormatDriver):
     async def co_check(self, fix: CheckFix, progress: Callable[[int, int], None] | None = None) -> CheckResult:
         """Check, and repair as *fix* says; what was repaired is read anew. No other request may be under way."""
         image = self._image
-        if self._armed and image.writable:
+        if self._image.armed and image.writable:
             await self._signalling(self._settle_tables())
         trust, report = self.host.trust, self.host.report
         # reason: few processes check
@@ -711,93 +699,29 @@ class Qcow2Driver(FormatDriver):
             data = await self._read(0, image.geometry.cluster_size)
             image.header = Header.decode(data, trust=self.host.trust, check=True)
             await self._load()
-            if self._armed:
+            if self._image.armed:
                 await self._protect()
         except BaseException:
             image.dead = True
             raise
 
-    # -- the fast lane, and what is started by a plain call
+    # -- the lanes that need no waiting (see ``lanes``); on an open image its own methods stand in for these
 
     def try_preadv(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool:
-        """Only from plain clusters, side by side in the file, whose L2 slice is in memory."""
-        host = self._to_read(offset, nbytes)
-        return host > 0 and self.file.try_preadv(host, bufs, nbytes)
+        """From memory's tables, down to the backing file."""
+        return self._lanes.try_preadv(offset, bufs, nbytes)
 
     def try_pwritev(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool:
-        """Only into plain clusters of our own, side by side, whose L2 slice is in memory."""
-        host = self._to_overwrite(offset, nbytes)
-        return host > 0 and self.file.try_pwritev(host, bufs, nbytes)
+        """Into clusters of our own."""
+        return self._lanes.try_pwritev(offset, bufs, nbytes)
 
     def start_preadv(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> Flight | None:
-        """As ``try_preadv``; the clusters are not given to anybody else meanwhile."""
-        host = self._to_read(offset, nbytes)
-        return self._keeping(self.file.start_preadv(host, bufs, nbytes)) if host > 0 else None
+        """As ``try_preadv``."""
+        return self._lanes.start_preadv(offset, bufs, nbytes)
 
     def start_pwritev(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> Flight | None:
-        """As ``try_pwritev``; the clusters are not given to anybody else meanwhile."""
-        host = self._to_overwrite(offset, nbytes)
-        return self._keeping(self.file.start_pwritev(host, bufs, nbytes)) if host > 0 else None
-
-    def _keeping(self, flight: Flight | None) -> Flight | None:
-        """*flight* as a reader of host clusters: what is freed before it has ended stays untouched."""
-        if flight is not None:
-            retired = self._image.retired
-            flight.legs.append(partial(_let_go, retired, retired.enter()))
-        return flight
-
-    def _to_read(self, offset: int, nbytes: int) -> int:
-        """The host offset of guest bytes in plain clusters that memory knows of; 0 for all others."""
-        found = self._slices.get(offset >> self._slice_shift)
-        if found is None:
-            return max(0, self._mapping.in_memory(offset, nbytes, writable=False)) if self._extended else 0
-        index = (offset >> self._bits) & self._slice_mask
-        entry = found.table[index]
-        host = entry & _NOT_COPIED
-        if not host or host & self._odd:
-            return 0
-        inside = offset & self._mask
-        if inside + nbytes > self._cluster and not self._neighbours(found.table, index, entry, inside + nbytes):
-            return 0
-        found.hot = True
-        return host + inside
-
-    def _to_overwrite(self, offset: int, nbytes: int) -> int:
-        """The host offset of guest bytes in plain clusters of our own that memory knows of; 0 for all others."""
-        if not self._armed:
-            return 0
-        found = self._slices.get(offset >> self._slice_shift)
-        if found is None:
-            host = self._mapping.in_memory(offset, nbytes, writable=True) if self._extended else 0
-            return host if host > 0 and self._image.guard.hit(host, nbytes) is None else 0
-        index = (offset >> self._bits) & self._slice_mask
-        entry = found.table[index]
-        host = entry ^ COPIED
-        if not host or host & ~L2_OFFSET_MASK or host & self._mask:
-            return 0
-        inside = offset & self._mask
-        if inside + nbytes > self._cluster and not self._neighbours(found.table, index, entry, inside + nbytes):
-            return 0
-        if self._image.guard.hit(host + inside, nbytes) is not None:
-            return 0
-        found.hot = True
-        return host + inside
-
-    def _neighbours(self, table: Sequence[int], index: int, entry: int, nbytes: int) -> bool:
-        """Whether the clusters of *nbytes* from entry *index* on lie side by side in the file."""
-        step = self._cluster
-        count = (nbytes + self._mask) >> self._bits
-        if index + count > self._slice_mask + 1:
-            return False
-        for at in range(index + 1, index + count):
-            entry += step
-            if table[at] != entry:
-                return False
-        return True
-
-
-def _let_go(retired: GracePeriod[Freed], token: int, ok: bool) -> None:
-    retired.exit(token)
+        """As ``try_pwritev``."""
+        return self._lanes.start_pwritev(offset, bufs, nbytes)
 
 
 async def _worded(what: str, work: Awaitable[T]) -> T:

@@ -35,7 +35,7 @@ from blockio_drivers.qcow2.tables import Geometry
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from blockio.driver.base import DriverHost
+    from blockio.driver.base import FormatDriver
     from blockio.driver.child import Child
     from blockio.driver.debug import DebugEvent
     from blockio_drivers.qcow2.extensions import BitmapsExtension
@@ -112,9 +112,10 @@ class Image:
 
     guard: OverlapGuard
 
-    def __init__(self, host: DriverHost, file: Child, header: Header, *, lazy: bool) -> None:
-        self.host = host
-        self.file = file
+    def __init__(self, driver: FormatDriver, header: Header, *, lazy: bool) -> None:
+        self.driver = driver
+        self.host = driver.host
+        self.file = driver.file
         self.header = header
         self.geometry = Geometry.of(header)
         self.l1: array[int] = array("Q")
@@ -125,6 +126,9 @@ class Image:
         self.unstable = False
         self._flushing = asyncio.Lock()
         self.dead = False
+        self.armed = False
+        """Made fit for changes: unknown autoclear bits cleared, refcounts repaired where the dirty bit said so, bitmaps
+        marked as in use. True for a writable image only."""
         self.retired: GracePeriod[Freed] = GracePeriod()
         self.retired_clusters = 0
         """How many clusters are retired or wait for their metadata to become stable."""
@@ -140,6 +144,11 @@ class Image:
     def writable(self) -> bool:
         """Whether metadata may be written at all."""
         return not (self.host.flags.read_only or self.host.flags.inactive or self.dead)
+
+    @property
+    def backing(self) -> Child | None:
+        """What shows where the image holds nothing. The graph may change it between any two requests."""
+        return self.driver.backing
 
     @property
     def length(self) -> int:

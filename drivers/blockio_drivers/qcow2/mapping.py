@@ -307,19 +307,15 @@ class Mapping:
         wrong = offset + ((error.at - at) << self._sub_bits)
         return Corruption(f"{error} ({self._where(wrong)})")
 
-    def in_memory(self, offset: int, nbytes: int, *, writable: bool) -> int:
-        """Where plain data of *nbytes* at *offset* lies in one piece, as far as a slice in memory tells; else -1."""
+    def in_place(self, offset: int, nbytes: int) -> int:
+        """Where plain data of our own lies in one piece, as far as a slice in memory tells; else -1."""
         found = self.cache.slices.get(offset >> self.slice_shift)
         if found is None:
             return -1
         inside = offset & self._sub_mask
         at, stop = self.span(offset, nbytes)
         try:
-            if writable:
-                reach, host = self.entries.in_place(found.table, at, stop)
-            else:
-                kind, reach, host = self.entries.run(found.table, at, stop)
-                reach = reach if kind is _DATA else 0
+            reach, host = self.entries.in_place(found.table, at, stop)
         except InvalidEntry:
             return -1  # the slow lane will meet it, and can tell
         if (reach << self._sub_bits) < inside + nbytes:

@@ -94,7 +94,7 @@ class Resizer:
             await self._preallocate(start, length, prealloc)
         # With subclusters what is preallocated holds no data yet, and would not hide what lies below.
         hidden = allocate and not self._image.geometry.extended_l2
-        if zero and not hidden and start < length and self._discarder.backing is not None:
+        if zero and not hidden and start < length and self._image.backing is not None:
             try:
                 await self._discarder.zero(start, length - start, unmap=False)
             except UnsupportedFeature as error:  # version 2 has no way to hide what lies below
@@ -166,7 +166,7 @@ class Resizer:
             return
         while old < end:  # with subclusters it may be of several kinds
             kind, length, _, _ = await self._mapping.map(old, end - old)
-            below = kind is ExtentKind.UNALLOCATED and zero and self._discarder.backing is not None
+            below = kind is ExtentKind.UNALLOCATED and zero and self._image.backing is not None
             if not allocate and (kind is ExtentKind.ZERO or (kind is ExtentKind.UNALLOCATED and not below)):
                 old += length
                 continue
@@ -183,7 +183,7 @@ class Resizer:
     async def _guest_bytes(self, offset: int, nbytes: int) -> bytearray:
         """*nbytes* of one guest cluster, for copying them into a new one."""
         data = bytearray(nbytes)
-        backing = self._discarder.backing
+        backing = self._image.backing
         at = 0
         while at < nbytes:
             kind, length, host, _ = await self._mapping.map(offset + at, nbytes - at)
