@@ -22,10 +22,12 @@ def report_text(report: Report) -> str:
     rows = [row for workload in report.workloads for row in workload.rows]
     if rows:
         lines += [render(rows), ""]
+        verdicts = [row.verdict for row in rows if row.verdict]
+        lines += [f"targets: {verdicts.count('holds')} hold, {verdicts.count('misses')} miss"] if verdicts else []
     alone = [workload for workload in report.workloads if not workload.rows]
     lines += [
         f"{workload.title}: {figure(median(workload.rates[workload.ours]))} "
-        f"{workload.unit}, {len(workload.rates[workload.ours])} rounds"
+        f"{workload.unit}, rounds: {len(workload.rates[workload.ours])}"
         for workload in alone
     ]
     for workload in report.workloads:

@@ -9,6 +9,7 @@ import pytest
 
 from blockio.bench.figures import Spread, best_rival, median, paired_ratios, spread
 from blockio.bench.programs import measured
+from blockio.bench.report import Measured, Report, compare, read_report
 from blockio.bench.scratch import make_disk
 from blockio.bench.table import render
 from blockio.bench.workload import Contender, Workload, rows, run_rounds
@@ -98,6 +99,21 @@ def test_the_table_is_aligned() -> None:
     assert set(rule) <= {"─", " "}
     assert " ".join(line.split()) == "x a 2,000 reads/s 1.5 1333.33 1333.33 to 1333.33 1 1.00 holds"
     assert render([]).splitlines()[0].startswith("workload")
+
+
+def _report(rates: dict[str, dict[str, list[float]]]) -> Report:
+    workloads = [Measured(title=title, unit="u", ours="us", rates=each, rows=[]) for title, each in rates.items()]
+    return Report(made="", machine=[], workloads=workloads)
+
+
+def test_only_what_was_measured_both_times_is_compared_and_only_spreads_apart_are_clear() -> None:
+    before = _report({"reads": {"us": [10.0, 12.0, 11.0], "them": [5.0, 5.0, 6.0]}, "gone": {"us": [1.0]}})
+    now = _report({"new": {"us": [1.0]}, "reads": {"us": [22.0, 30.0, 13.0], "them": [4.0, 5.0, 5.0], "more": [1.0]}})
+    ours, theirs = compare(before, now)
+    assert (ours.workload, ours.name, ours.ratio, ours.clear) == ("reads", "us", 2.0, True)
+    assert (ours.before, ours.now) == (Spread(10.0, 11.0, 12.0), Spread(13.0, 22.0, 30.0))
+    assert (theirs.name, theirs.ratio, theirs.clear) == ("them", 1.0, False)
+    assert read_report(now.encoded(), "now") == now
 
 
 def test_a_disk_has_its_share_of_data(tmp_path: Path) -> None:

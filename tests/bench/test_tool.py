@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import re
+import signal
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from blockio.backend import BlockBackend
 from blockio.bench import layers, measuring, peers
-from blockio.bench.load import Done
+from blockio.bench.job import Job
+from blockio.bench.load import Done, send
 from blockio.bench.report import Report
 from blockio.bench.workload import Contender
 from blockio.cli.bench import main
+from tests.support.full_disk import small_file_system
 from tests.support.qemu import assert_clean, pattern, qemu_img
 
 SIZE = 1 << 20
@@ -219,6 +224,37 @@ def test_interrupted_the_partial_results_are_shown_and_marked(
     assert report.interrupted
     assert [row.rounds for workload in report.workloads for row in workload.rows] == [1]
     assert list(scratch.iterdir()) == []
+
+
+def test_a_real_interrupt_in_the_middle_of_a_run(
+    raw: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second run of ours, which would take an hour."""
+    runs = itertools.count(1)
+
+    async def interrupted(blk: BlockBackend, job: Job) -> Done:
+        if next(runs) == 1:
+            return await send(blk, msgspec.structs.replace(job, seconds=None, count=100))
+        asyncio.get_running_loop().call_soon(signal.raise_signal, signal.SIGINT)
+        return await send(blk, job)
+
+    monkeypatch.setattr(measuring, "send", interrupted)
+    words: list[str | Path] = ["-f", "raw", raw, "--peers", "none", "--rounds", "2", "--no-warm-up"]
+    assert run(*words, "--time", "3600", "--depth", "4") == 130
+    shown = capfd.readouterr().out
+    assert "disk.raw: 4 KiB sequential reads, QD 4: " in shown
+    assert "rounds: 1\n" in shown
+    assert "INTERRUPTED" in shown
+
+
+def test_a_file_system_that_fills_up(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with small_file_system(tmp_path, 2 << 20) as folder:
+        monkeypatch.setenv("TMPDIR", str(folder))
+        assert run("--size", "8M", "--peers", "none", *FEW) == 1
+        assert "No space left on device" in capfd.readouterr().err
+        assert list(folder.iterdir()) == []
 
 
 def test_what_fails_on_the_way_is_said_beside_what_was_measured(

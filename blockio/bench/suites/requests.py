@@ -10,7 +10,6 @@ import msgspec
 
 from blockio.bench.job import Job
 from blockio.bench.measuring import workload_of
-from blockio.bench.peers import PEERS
 from blockio.bench.scratch import MIB, Scratch, make_scratch
 from blockio.bench.suites.scale import Scale
 from blockio.bench.workload import Workload
@@ -55,10 +54,12 @@ def direct(folder: Path, scale: Scale) -> Iterator[Workload]:
 
 
 def large(folder: Path, scale: Scale) -> Iterator[Workload]:
-    """1 MiB after 1 MiB."""
-    for share in (100, 0):
-        job = Job(block_size=MIB, count=scale.large_requests, depth=8, read_percent=share)
-        yield from _on(folder, Scratch(size=scale.disk), "cached", job, {"qemu-img": 1.0}, PEERS)
+    """1 MiB after 1 MiB, into and past the page cache."""
+    for how, cache in (("cached", "writeback"), ("O_DIRECT", "none")):
+        for share in (100, 0):
+            job = Job(block_size=MIB, count=scale.large_requests, depth=8, read_percent=share)
+            disk = Scratch(size=scale.disk, cache=cache)
+            yield from _on(folder, disk, how, job, {"qemu-img": 1.0}, ("qemu-img", "fio", "aiofiles"))
 
 
 def chain(folder: Path, scale: Scale) -> Iterator[Workload]:
