@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, cycle, islice, repeat
+from operator import invert, xor
 from typing import Final, Literal, TypeAlias
 
 import msgspec
@@ -115,31 +116,16 @@ def places(job: Job, length: int) -> Iterator[int]:
     clock runs. OptionError where the disk is too small.
     """
     blocks = job.blocks(length)
-    offsets = _offsets(job, blocks)
+    # Nothing of Python's own runs for each request, where that can be: it would be measured too.
+    source: Iterator[int] = chain.from_iterable(repeat(_offsets(job, blocks)))
     if job.read_percent == 0:
-        source = _endless(offsets, None)
-    elif job.read_percent == 100:
-        source = _endless(offsets, [True])
-    else:
+        source = map(invert, source)
+    elif job.read_percent < 100:
         dice = random.Random(-job.seed)
         # Of a length that is no multiple of the offsets' period, so that no place is only read.
-        source = _endless(offsets, [dice.random() * 100 < job.read_percent for _ in range(65_537)])
+        flips = [0 if dice.random() * 100 < job.read_percent else -1 for _ in range(65_537)]
+        source = map(xor, source, cycle(flips))  # -1 makes the complement
     return source if job.count is None else islice(source, job.count)
-
-
-def _endless(offsets: Sequence[int], reads: Sequence[bool] | None) -> Iterator[int]:
-    if reads is None:
-        while True:
-            for offset in offsets:
-                yield ~offset
-    if len(reads) == 1:
-        while True:
-            yield from offsets
-    number = 0
-    while True:
-        for offset in offsets:
-            yield offset if reads[number % len(reads)] else ~offset
-            number += 1
 
 
 def _offsets(job: Job, blocks: int) -> Sequence[int]:

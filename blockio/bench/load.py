@@ -7,6 +7,7 @@ import time
 from array import array
 from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -77,22 +78,16 @@ def _ending(job: Job, length: int) -> Generator[Iterator[int]]:
     """The job's places; they end by themselves when its time is over."""
 
     source = places(job, length)
-    first = next(source)  # whatever is to be refused or diced is so before the clock runs
-
-    def closable() -> Generator[int]:
-        yield first
-        yield from source
-
-    plan = closable()
-    timer = None
-    if job.seconds is not None:
-        timer = asyncio.get_running_loop().call_later(job.seconds, plan.close)
-    try:
+    plan = chain([next(source)], source)  # whatever is to be refused or diced is so before the clock runs
+    if job.seconds is None:
         yield plan
+        return
+    endable = (place for place in plan)
+    timer = asyncio.get_running_loop().call_later(job.seconds, endable.close)
+    try:
+        yield endable
     finally:
-        if timer is not None:
-            timer.cancel()
-        plan.close()
+        timer.cancel()
 
 
 async def at_once(workers: list[Coroutine[object, object, None]]) -> None:
