@@ -195,6 +195,31 @@ def test_peers_that_are_not_installed_are_named(
     assert "left out: fio: not installed" in shown
 
 
+@pytest.mark.peer("qemu-img")
+@pytest.mark.peer("fio")
+@pytest.mark.parametrize(
+    ("words", "beside", "left_out"),
+    [
+        (["-f", "raw"], ["qemu-img bench", "fio", "aiofiles", "bare preadv loop (the limit)"], []),
+        (["--read", "0", "--workload", "strided"], ["qemu-img bench", "fio", "aiofiles", "bare"], []),
+        (["-t", "none"], ["qemu-img bench", "fio", "bare"], ["aiofiles: knows no O_DIRECT"]),
+        (["--overlays", "1", "--workload", "zipf"], ["fio", "aiofiles"], ["qemu-img: its bench has no zipf requests"]),
+        (["--encrypted"], ["fio", "aiofiles"], ["qemu-img: cannot be given this stack"]),
+        (["--time", "0.05"], ["qemu-img bench", "fio", "aiofiles", "bare"], []),
+        (["--throttle", "iops-total=100000"], [], []),
+    ],
+)
+def test_peers_do_the_same(
+    words: list[str], beside: list[str], left_out: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--size", "1M", *words, "--count", "20", "--rounds", "1", "--depth", "1", "--no-latency") == 0
+    shown = capfd.readouterr().out
+    for name in beside:
+        assert re.search(rf"QD 1  {re.escape(name)}", shown), shown
+    found = re.findall("left out: (.*)", shown)
+    assert found == left_out
+
+
 def test_a_peer_that_fails_is_left_out_with_what_it_said(
     raw: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

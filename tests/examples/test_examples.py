@@ -138,6 +138,13 @@ def test_the_plugin_survives_crashes_faults_and_cancellations() -> None:
     assert shown[2].endswith(" cancellations")
 
 
+def test_measuring() -> None:
+    head, _, line, *latencies = run(EXAMPLES / "measure.py", 200, 2).splitlines()
+    assert head.startswith("workload ")
+    assert line.startswith("4 KiB random writes, QD 8  raw ")
+    assert [words.partition(":")[0] for words in latencies] == ["raw", "qcow2"]
+
+
 @pytest.mark.peer("qemu-img")
 def test_the_vm_manager(tmp_path: Path) -> None:
     """A snapshot, a stop and a resumption; every image is clean, and the overlay stands on what it was taken of."""

@@ -119,14 +119,13 @@ class Plan:
         choice.cache = cache
         choice.force_share = given.force_share
         stack = self._stack(Stack(image=choice.image(name, image_format)))
-        objects = [word for definition in given.object for word in ("--object", definition)]
         how = ["--image-opts"] if given.image_opts else ["-f", image_format] if image_format else []
         share = ["-U"] if given.force_share else []
         raw = None if given.image_opts or not os.path.exists(name) else name
         disk = Shared(
             length=run_loop(stack.length()),
             cache=cache,
-            image=(*objects, *how, *share, name),
+            image=None if given.object else (*how, *share, name),  # qemu-img bench defines no objects
             raw=raw,
             raw_length=0 if raw is None else _file_length(raw),
             writable=image_format == "raw",
