@@ -26,7 +26,16 @@ from blockio.driver.block import (
 )
 from blockio.driver.filter import FilterDriver
 from blockio.driver.format import Allocation, FormatDriver
-from blockio.driver.host import ChildOpener, CreateTarget, DriverHost, FrozenChain, Measurement, MeasureSource
+from blockio.driver.host import (
+    ChildOpener,
+    CreateTarget,
+    DriverHost,
+    FrozenChain,
+    ImageStream,
+    Measurement,
+    MeasureSource,
+    StreamRun,
+)
 from blockio.driver.protocol import ProtocolDriver
 
 __all__ = [
@@ -42,10 +51,12 @@ __all__ = [
     "FilterDriver",
     "FormatDriver",
     "FrozenChain",
+    "ImageStream",
     "MeasureSource",
     "Measurement",
     "NoOptions",
     "ProtocolDriver",
     "ReopenState",
+    "StreamRun",
     "default_child_perm",
 ]

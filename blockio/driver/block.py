@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from blockio.aio.context import AioContext
     from blockio.aio.flight import Flight
     from blockio.buffers import IoVector
-    from blockio.driver.host import ChildOpener, DriverHost, Measurement, MeasureSource
+    from blockio.driver.host import ChildOpener, DriverHost, ImageStream, Measurement, MeasureSource, StreamRun
     from blockio.driver.inspection import HeaderReport, InspectSource
     from blockio.driver.snapshots import SnapshotInfo
     from blockio.types import Limits
@@ -177,6 +177,14 @@ class BlockDriver(ABC):
     async def co_measure(cls, options: Any, source: MeasureSource | None) -> Measurement:
         """How large a new image of *options* (a ``CreateOptions``) gets, empty or with what *source* holds."""
         raise UnsupportedFeature(f"Block driver '{cls.name}' does not support size measurement")
+
+    @classmethod
+    def stream(cls, options: Any, length: int, runs: Sequence[StreamRun]) -> ImageStream:
+        """A new image of *options* (a ``CreateOptions``), *length* bytes long, that holds *runs*, which are in order.
+
+        OptionError, LimitExceeded, UnsupportedFeature for what cannot be laid out before it is written.
+        """
+        raise UnsupportedFeature(f"Format driver '{cls.name}' cannot be written to a pipe")
 
     # -- life
 

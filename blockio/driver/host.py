@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import msgspec
 
@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     from blockio.driver.child import Child
     from blockio.types import Limits, OpenFlags, Role
 
-__all__ = ["ChildOpener", "CreateTarget", "DriverHost", "FrozenChain", "MeasureSource", "Measurement"]
+__all__ = [
+    "ChildOpener",
+    "CreateTarget",
+    "DriverHost",
+    "FrozenChain",
+    "ImageStream",
+    "MeasureSource",
+    "Measurement",
+    "StreamRun",
+]
 
 
 class DriverHost(Protocol):
@@ -156,3 +165,23 @@ class MeasureSource(Protocol):
 
     def data(self) -> AsyncIterator[tuple[int, int]]:
         """Offset and length of everything that does not read as zeroes, in order."""
+
+
+class StreamRun(NamedTuple):
+    """A part of a disk that a new image shall hold itself: data, or zeroes that nothing below may show through."""
+
+    offset: int
+    nbytes: int
+    zero: bool = False
+
+
+class ImageStream(NamedTuple):
+    """A whole image as it is written in one go, from front to back, to somebody who cannot go back."""
+
+    metadata: Iterable[bytes]
+    """First comes all of this."""
+    data: Sequence[tuple[int, int]]
+    """Then the disk's content: offset and length of each part, in order. The last one may reach past the disk's end,
+    where it is zeroes."""
+    nbytes: int
+    """How many bytes all of it is."""

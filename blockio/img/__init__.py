@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from blockio.img.limiting import RateLimit
     from blockio.img.mapping import map_image as map
     from blockio.img.measuring import measure
-    from blockio.img.opening import Image
+    from blockio.img.opening import Image, Pipe
     from blockio.img.rebasing import rebase
     from blockio.img.resizing import resize
     from blockio.img.results import (
@@ -78,7 +78,7 @@ _HOME = {
     "blockio.img.limiting": ("RateLimit",),
     "blockio.img.mapping": ("map_image",),
     "blockio.img.measuring": ("measure",),
-    "blockio.img.opening": ("Image",),
+    "blockio.img.opening": ("Image", "Pipe"),
     "blockio.img.rebasing": ("rebase",),
     "blockio.img.resizing": ("resize",),
     "blockio.img.results": (
@@ -127,6 +127,7 @@ __all__ = [
     "MapEntry",
     "Observer",
     "Opening",
+    "Pipe",
     "Progress",
     "RateLimit",
     "RebaseResult",

@@ -18,7 +18,7 @@ from blockio.driver.registry import find_protocol
 from blockio.errors import BlockError, OptionError, OutOfRange, UnsupportedFeature
 from blockio.img.copying import Copier, Source
 from blockio.img.creating import CreatePlan, option_pairs, plan_create
-from blockio.img.opening import Image, ImageLike, image_of, opened, sectors_up
+from blockio.img.opening import Image, ImageLike, Pipe, opened, sectors_up
 from blockio.img.progress import Meter
 from blockio.img.results import ConvertResult, Observer
 from blockio.img.snapshots import load_snapshot
@@ -38,8 +38,8 @@ _NO_COMPRESSION: Final = "Compression not supported for this file format"
 
 
 async def convert(
-    sources: ImageLike | Sequence[ImageLike],
-    target: ImageLike,
+    sources: ImageLike | Pipe | Sequence[ImageLike | Pipe],
+    target: ImageLike | Pipe,
     format: str = "raw",
     *,
     options: Mapping[str, Any] | Iterable[tuple[str, str]] = (),
@@ -76,29 +76,33 @@ async def convert(
     cached ``unsafe`` unless it is an ``Image`` that says otherwise: flush it yourself where a power failure
     matters.
 
+    A ``Pipe`` may be in the place of a source, and of a new raw or qcow2 target: that is written in order, and zeroes
+    are left out as far as the source's map knows them. Broken or cancelled, the other end has got a part of it.
+
     Raises BlockError; ``error while reading at byte N: …`` or ``writing`` for I/O on the way; UnsupportedFeature for
     *compress* and *bitmaps* where one side knows none. A failed or cancelled conversion leaves no
     half-written file behind.
     """
-    inputs = [image_of(source) for source in ([sources] if isinstance(sources, (str, Image)) else sources)]
+    inputs = [sources] if isinstance(sources, (str, Image, Pipe)) else list(sources)
     if not inputs:
         raise ValueError("nothing to convert")
     if not 1 <= workers <= MAX_WORKERS:
         raise ValueError(f"{workers} workers: 1 to {MAX_WORKERS} can be")
     if sparse % 512 or not 0 <= sparse <= MAX_SPARSE:
         raise ValueError(f"zeroes cannot be looked for in runs of {sparse} bytes")
-    output = (
-        target
-        if isinstance(target, Image)
-        else Image(filename=target, format=format, cache="unsafe", gate=gate, trust=trust)
-    )
+    if isinstance(target, Pipe):
+        output = Image(filename="", label=target.label)
+        _refuse_for_pipe(create=create, copy_offload=copy_offload, compress=compress, bitmaps=bitmaps)
+    elif isinstance(target, Image):
+        output = target
+    else:
+        output = Image(filename=target, format=format, cache="unsafe", gate=gate, trust=trust)
     # The place is left last: whatever fails or is cancelled before, closing included, is a failed conversion.
     async with AsyncExitStack() as outer, AsyncExitStack() as stack:
         disks: list[Source] = []
         start = 0
         for image in inputs:
-            blk = await stack.enter_async_context(opened(image, OpenFlags(read_only=True), alone=True))
-            disks.append(Source(blk, start))
+            disks.append(Source(await _open_source(stack, image), start))
             start += disks[-1].size
         if snapshot is not None:
             if len(disks) > 1:
@@ -124,6 +128,25 @@ async def convert(
             refuse_broken_bitmaps(disks[0].node, skip_broken=skip_broken_bitmaps)
             if plan is not None and not plan.driver.stores_bitmaps:
                 raise UnsupportedFeature(f"Format driver '{format}' does not support bitmaps")
+        if isinstance(target, Pipe):
+            from blockio.img.streaming import stream_disks  # noqa: PLC0415  # as above
+
+            assert plan is not None
+            meter = Meter(observer, start)
+            streamer = await stream_disks(
+                disks,
+                target,
+                plan.driver,
+                plan.values,
+                meter,
+                workers=workers,
+                backing_length=None if backing_file is None else -1,
+                salvage=salvage,
+                limit=limit,
+                on_warning=on_warning,
+            )
+            meter.finish()
+            return ConvertResult(output.name, format, start, streamer.copied, streamer.zeroed, streamer.salvaged)
         place = Place(output, plan, trust)
         await outer.enter_async_context(place)
         written = place.image if plan is None else msgspec.structs.replace(place.image, format=format)
@@ -186,6 +209,24 @@ def _plan(
     if backing_format is not None:
         plan.set("backing_fmt", backing_format, f"Backing file format not supported for file format '{format}'")
     return plan
+
+
+async def _open_source(stack: AsyncExitStack, image: ImageLike | Pipe) -> BlockBackend:
+    """*image*, which nobody may change until *stack* is left."""
+    if isinstance(image, Pipe):
+        from blockio.img.piping import spooled  # noqa: PLC0415  # few conversions read from a pipe
+
+        image = await stack.enter_async_context(spooled(image))
+    return await stack.enter_async_context(opened(image, OpenFlags(read_only=True), alone=True))
+
+
+def _refuse_for_pipe(**wanted: bool) -> None:
+    """UnsupportedFeature for what is not possible in order, or means nothing there."""
+    if not wanted["create"]:
+        raise OptionError("What is written to a pipe is a new image: it does not exist yet")
+    for name, what in (("copy_offload", "Copy offloading"), ("compress", "Compression"), ("bitmaps", "Bitmaps")):
+        if wanted[name]:
+            raise UnsupportedFeature(f"{what} cannot be had where the new image is written to a pipe")
 
 
 def _refuse_compression(plan: CreatePlan) -> None:

@@ -14,7 +14,7 @@ import asyncio
 import errno
 from collections.abc import AsyncIterator, Callable, Iterator
 from enum import Enum
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from blockio.buffers import aligned_buffer, is_zero
 from blockio.errors import BlockError
@@ -25,11 +25,12 @@ from blockio.types import RequestFlags, StatusFlags
 
 if TYPE_CHECKING:
     from blockio.backend import BlockBackend
+    from blockio.graph.edge import Edge
     from blockio.graph.node import BlockNode
     from blockio.img.limiting import RateLimit
     from blockio.img.progress import Meter
 
-__all__ = ["CHUNK", "Copier", "Source"]
+__all__ = ["CHUNK", "Copier", "Kind", "Piece", "Source", "Target"]
 
 CHUNK: Final = 2 << 20
 """How much one worker moves at a time, at least a cluster: the kernel takes one large write faster than several small
@@ -65,13 +66,34 @@ class Source:
         return None if edge is None else edge.node
 
 
-class _Kind(Enum):
+class Target(Protocol):
+    """What is written to: a backend, or somebody who takes everything in order."""
+
+    @property
+    def root(self) -> Edge | None:
+        """Whom the storage may copy to by itself."""
+
+    async def co_pwritev(self, offset: int, iov: memoryview, /) -> None:
+        """Write *iov*."""
+
+    async def co_pwrite_zeroes(self, offset: int, nbytes: int, flags: RequestFlags, /) -> None:
+        """Make *nbytes* zero."""
+
+    async def co_pwrite_compressed(self, offset: int, iov: memoryview, /) -> None:
+        """Write *iov* in less room."""
+
+
+class Kind(Enum):
+    """What is to be done with a part of the target."""
+
     COPY = "copy"
     ZERO = "zero"
 
 
-class _Piece(NamedTuple):
-    kind: _Kind
+class Piece(NamedTuple):
+    """What a worker takes on at a time."""
+
+    kind: Kind
     source: Source
     offset: int
     """In the target."""
@@ -92,7 +114,7 @@ class Copier:
     def __init__(
         self,
         sources: list[Source],
-        target: BlockBackend,
+        target: Target,
         meter: Meter,
         *,
         workers: int = 8,
@@ -123,7 +145,7 @@ class Copier:
         self._salvage = salvage
         self._limit = limit
         self._on_warning = on_warning
-        self._queue: asyncio.Queue[_Piece | None] = asyncio.Queue(_QUEUE)
+        self._queue: asyncio.Queue[Piece | None] = asyncio.Queue(_QUEUE)
         self._taken = 0
         self._next_write = 0
         self._turns: dict[int, asyncio.Future[None]] = {}
@@ -152,7 +174,7 @@ class Copier:
         for _ in range(self._workers):
             await self._queue.put(None)
 
-    async def _pieces(self) -> AsyncIterator[_Piece]:
+    async def _pieces(self) -> AsyncIterator[Piece]:
         for source in self._sources:
             at, end = source.start, source.start + source.size
             while at < end:
@@ -161,7 +183,7 @@ class Copier:
                     yield piece
                 at += nbytes
 
-    async def _whole_clusters(self) -> AsyncIterator[_Piece]:
+    async def _whole_clusters(self) -> AsyncIterator[Piece]:
         """As ``_pieces``, cut at clusters of the target; one that is not all of a kind, or of one source, is data."""
         at, total = 0, self._sources[-1].start + self._sources[-1].size
         cluster = self._cluster
@@ -172,36 +194,36 @@ class Copier:
                 if at + nbytes < total:
                     nbytes -= nbytes % cluster
                 if not nbytes:
-                    kind, nbytes = _Kind.COPY, min(cluster, total - at)
+                    kind, nbytes = Kind.COPY, min(cluster, total - at)
                 for piece in self._cut(kind, source, at, nbytes):
                     yield piece
                 at += nbytes
 
-    def _cut(self, kind: _Kind | None, source: Source, at: int, nbytes: int) -> Iterator[_Piece]:
+    def _cut(self, kind: Kind | None, source: Source, at: int, nbytes: int) -> Iterator[Piece]:
         """The pieces that a stretch of one kind makes; what is left out is accounted for."""
         if kind is None:
             self._meter.forgo(nbytes)
-        elif kind is _Kind.ZERO and self._sparse:
+        elif kind is Kind.ZERO and self._sparse:
             self._meter.forgo(nbytes)
             self.zeroed += nbytes
             if not self._zero_init:
-                yield _Piece(kind, source, at, nbytes)
+                yield Piece(kind, source, at, nbytes)
         else:
             chunk = self._chunk
             for start in _chunks(at, nbytes, chunk):
-                yield _Piece(kind, source, start, min(chunk - start % chunk, at + nbytes - start))
+                yield Piece(kind, source, start, min(chunk - start % chunk, at + nbytes - start))
 
-    async def _look(self, source: Source, at: int, nbytes: int) -> tuple[_Kind | None, int]:
+    async def _look(self, source: Source, at: int, nbytes: int) -> tuple[Kind | None, int]:
         """``_ask``, on until there is a chunk's worth of what must be copied: extents may be as short as a cluster."""
         kind, found = await self._ask(source, at, nbytes)
-        while kind is _Kind.COPY and found < min(self._chunk, nbytes):
+        while kind is Kind.COPY and found < min(self._chunk, nbytes):
             more, length = await self._ask(source, at + found, nbytes - found)
             if more is not kind:
                 break
             found += length
         return kind, found
 
-    async def _ask(self, source: Source, at: int, nbytes: int) -> tuple[_Kind | None, int]:
+    async def _ask(self, source: Source, at: int, nbytes: int) -> tuple[Kind | None, int]:
         """What is to be done with the first bytes at *at* (None: nothing), and for how many that holds."""
         past_backing = False
         if self._backing_length is not None and self._backing_length >= 0:
@@ -210,20 +232,20 @@ class Copier:
                 nbytes = min(nbytes, self._backing_length - at)
         inside = source.exact - (at - source.origin)
         if inside <= 0:
-            return _Kind.ZERO, nbytes
+            return Kind.ZERO, nbytes
         base = None if self._backing_length is None else source.backing
         try:
             status = await block_status_above(source.node, base, at - source.origin, nbytes)
         except BlockError as error:
             if self._salvage:
-                return _Kind.COPY, min(nbytes, SECTOR)
+                return Kind.COPY, min(nbytes, SECTOR)
             raise _at(error, f"error while reading block status at offset {at - source.origin}") from error
         length = nbytes if status.length >= inside else status.length
         flags = int(status.flags)
         if flags & _ZERO:
-            return (None if past_backing else _Kind.ZERO), length
+            return (None if past_backing else Kind.ZERO), length
         if flags & _DATA or self._backing_length is None:
-            return _Kind.COPY, length
+            return Kind.COPY, length
         return None, length
 
     # -- the work
@@ -241,14 +263,14 @@ class Copier:
             self._taken += 1
             if take is not None:
                 await take(piece.nbytes)
-            if piece.kind is _Kind.ZERO and self._sparse:
+            if piece.kind is Kind.ZERO and self._sparse:
                 await self._turn(number)
                 self._pass_on(number)
                 await self._write_zeroes(piece.offset, piece.nbytes)
                 continue
             if not await self._copied_inside(number, piece):
                 view = buffer[: piece.nbytes]
-                if piece.kind is _Kind.ZERO:
+                if piece.kind is Kind.ZERO:
                     view[:] = bytes(piece.nbytes)
                 else:
                     await read(piece, view)
@@ -257,9 +279,9 @@ class Copier:
             self.copied += piece.nbytes
             self._meter.advance(piece.nbytes)
 
-    async def _copied_inside(self, number: int, piece: _Piece) -> bool:
+    async def _copied_inside(self, number: int, piece: Piece) -> bool:
         """Whether the storage copied *piece* by itself. Once it cannot, it is not asked again."""
-        if not self._offload or piece.kind is _Kind.ZERO:
+        if not self._offload or piece.kind is Kind.ZERO:
             return False
         source, target = piece.source.blk.root, self._target.root
         assert source is not None
@@ -274,18 +296,18 @@ class Copier:
         self._pass_on(number)
         return True
 
-    async def _read_all(self, piece: _Piece, view: memoryview) -> None:
+    async def _read_all(self, piece: Piece, view: memoryview) -> None:
         """Read *piece*, which may reach into the sources that follow its own."""
         at, end = piece.offset, piece.offset + piece.nbytes
         for source in self._sources[self._sources.index(piece.source) :]:
             stop = min(end, source.start + source.size)
             part = view[at - piece.offset : stop - piece.offset]
-            await self._read(_Piece(piece.kind, source, at, stop - at), part)
+            await self._read(Piece(piece.kind, source, at, stop - at), part)
             at = stop
             if at == end:
                 return
 
-    async def _read(self, piece: _Piece, view: memoryview) -> None:
+    async def _read(self, piece: Piece, view: memoryview) -> None:
         source, offset = piece.source, piece.offset - piece.source.origin
         inside = max(0, min(piece.nbytes, source.exact - offset))
         if inside < piece.nbytes:

@@ -17,7 +17,7 @@ import msgspec
 from blockio.driver.registry import find_driver, find_protocol
 from blockio.errors import BlockError, LimitExceeded, OptionError, UnsupportedFeature
 from blockio.graph.create import create_image
-from blockio.img.opening import Image, full_backing_name, opened, sectors_up
+from blockio.img.opening import Image, Pipe, full_backing_name, opened, sectors_up
 from blockio.img.options import CreateOption, known_options, merged, typed
 from blockio.img.results import CreateResult
 from blockio.io import NodeIO
@@ -175,7 +175,7 @@ def _text(value: object) -> str:
 
 
 async def create(
-    filename: str,
+    filename: str | Pipe,
     format: str = "raw",
     *,
     size: int | None = None,
@@ -187,14 +187,15 @@ async def create(
     trust: Limits | None = None,
     on_formatting: Callable[[CreateResult], object] | None = None,
 ) -> CreateResult:
-    """Create the image *filename*, *size* bytes long or as long as its backing file.
+    """Create the image *filename*, which may be a ``Pipe``, *size* bytes long or as long as its backing file.
 
     *options* are the format's and the protocol's, by the names ``-o`` has for them. *open_backing* False takes the
     backing file's name unseen. *on_formatting* is told what will be written before it is. OptionError for options that
     do not exist or contradict each other; what opening the backing file, the storage and the format raise. An image
     that could not be written is removed again, where it is a file that was not there before.
     """
-    plan = plan_create(filename, format, option_pairs(options))
+    pipe = filename if isinstance(filename, Pipe) else None
+    plan = plan_create("" if isinstance(filename, Pipe) else filename, format, option_pairs(options))
     if plan.get("size") is None:
         if size is not None:
             plan.set("size", size)
@@ -221,7 +222,12 @@ async def create(
     result = plan.result()
     if on_formatting is not None:
         on_formatting(result)
-    await plan.write(trust=trust)
+    if pipe is None:
+        await plan.write(trust=trust)
+    else:
+        from blockio.img.streaming import stream_empty  # noqa: PLC0415  # few images go into a pipe
+
+        await stream_empty(pipe, plan.driver, plan.values)
     return result
 
 

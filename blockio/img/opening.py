@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SECTOR",
+    "SPOOL_LIMIT",
     "Image",
     "ImageLike",
+    "Pipe",
     "cache_flags",
     "full_backing_name",
     "image_of",
@@ -32,6 +34,9 @@ __all__ = [
 
 SECTOR: Final = 512
 """Disks are as long as whole sectors of this many bytes to whoever uses these commands, as in QEMU's."""
+
+SPOOL_LIMIT: Final = 64 << 30
+"""Bytes of a pipe that are kept, unless somebody says otherwise."""
 
 _CACHE_MODES: Final = {
     "none": {"cache_direct": True},
@@ -72,6 +77,21 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
 
 
 ImageLike: TypeAlias = "Image | str"
+
+
+class Pipe(msgspec.Struct, frozen=True, kw_only=True):
+    """One end of a pipe, in the place of an image; a socket, a terminal or a file will do. ``fd`` stays its owner's.
+
+    What comes out of a pipe is kept in a file without a name before it is opened, for disks are read here and there: at
+    most ``spool_limit`` bytes of it. ``format``, ``gate``, ``trust`` as an ``Image``'s.
+    """
+
+    fd: int
+    format: str | None = None
+    label: str = "-"
+    spool_limit: int = SPOOL_LIMIT
+    gate: OpenGate | None = None
+    trust: Limits | None = None
 
 
 def image_of(image: ImageLike) -> Image:

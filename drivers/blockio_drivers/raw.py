@@ -23,9 +23,11 @@ from blockio.driver.base import (
     CreateTarget,
     DriverHost,
     FormatDriver,
+    ImageStream,
     Measurement,
     MeasureSource,
     ReopenState,
+    StreamRun,
     default_child_perm,
 )
 from blockio.driver.options import Size
@@ -121,6 +123,11 @@ class RawDriver(FormatDriver):
         """Every byte has its place."""
         size = _whole_sectors(options.size if source is None else source.length)
         return Measurement(size, size)
+
+    @classmethod
+    def stream(cls, options: RawCreateOptions, length: int, runs: Sequence[StreamRun]) -> ImageStream:
+        """The disk, zeroes and all."""
+        return ImageStream((), [(0, length)] if length else [], length)
 
     # -- life
 

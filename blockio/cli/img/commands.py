@@ -187,6 +187,7 @@ COMMANDS: Final[dict[str, Command]] = {
             Option("sparse", ("-S",), "sparse_size", "leave out runs of zeroes this long (4k); 0 writes everything"),
             _PROGRESS,
             _SHOW,
+            Option("spool-limit", ("--spool-limit",), "size", "how much of standard input is kept (64G)", own=True),
             _CACHE,
             _SOURCE_CACHE,
             _QUIET,
@@ -317,8 +318,8 @@ COMMANDS: Final[dict[str, Command]] = {
             _IMAGE_OPTS,
             _SHARE,
         ),
-        "[--object objectdef] [--image-opts] [-U] [-q] [-f fmt] [-t cache] [-T src_cache] [-p] [--progress=how] [-u] "
-        "-b backing_file [-F backing_fmt] filename",
+        "[--object objectdef] [--image-opts] [-U] [-q] [-f fmt] [-t cache] [-T src_cache] [-p] [-u] "
+        "-b backing_file [-F backing_fmt] {own}filename",
         "put another backing file below an image",
     ),
     "resize": Command(

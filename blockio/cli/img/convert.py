@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from blockio.cli.img.commands import command_line
 from blockio.cli.img.newimage import OptionList, print_option_help
 from blockio.cli.img.objects import define_object
-from blockio.cli.img.tool import Failure, ImageChoice, fail, printed, read_size, source_cache
+from blockio.cli.img.tool import Failure, ImageChoice, fail, pipe_target, printed, read_size, reader_gone, source_cache
 from blockio.cli.progress import Watcher, check_style, watcher
+from blockio.driver.gate import AllowAll
 from blockio.errors import BlockError, OptionError
 from blockio.img.converting import MAX_SPARSE, MAX_WORKERS, convert
 from blockio.img.limiting import RateLimit
-from blockio.img.opening import cache_flags
+from blockio.img.opening import SPOOL_LIMIT, Pipe, cache_flags
 from blockio.img.snapshots import snapshot_choice
 from blockio.types import OpenFlags
 
@@ -27,7 +28,7 @@ _MAX_LEVEL = 9
 
 
 class _Plan(NamedTuple):
-    sources: list[Image]
+    sources: list[Image | Pipe]
     target: str
     choice: ImageChoice
     switches: dict[str, Any]
@@ -78,6 +79,8 @@ def prepare(args: list[str], output: Output) -> _Plan | int | None:
             given[key] = _coroutines(output, value)
         elif key == "compression-level":
             given[key] = _compression_level(output, value)
+        elif key == "spool-limit":
+            given[key] = read_size(output, "spool limit", value)
         elif key == "rate":
             given[key] = read_size(output, "rate limit", value)
         else:
@@ -94,8 +97,18 @@ def prepare(args: list[str], output: Output) -> _Plan | int | None:
     if not sources:
         fail(output, "Must specify image file name")
     choice.cache = source_cache(output, given.get("source-cache", "writeback"))
-    images = [choice.image(name, given.get("format")) for name in sources]
+    images = [_source(name, choice, given, output) for name in sources]
+    if sum(isinstance(image, Pipe) for image in images) > 1:
+        fail(output, "Standard input can be read only once")
+    if target == "-" and output.own_name and "p" in given:
+        fail(output, "Standard output is where the image goes; --progress shows progress on standard error")
     return _Plan(images, target, choice, given, options.pairs())
+
+
+def _source(name: str, choice: ImageChoice, given: dict[str, Any], output: Output) -> Image | Pipe:
+    if name != "-" or not output.own_name or choice.image_opts:
+        return choice.image(name, given.get("format"))
+    return Pipe(fd=0, format=given.get("format"), spool_limit=given.get("spool-limit", SPOOL_LIMIT), gate=AllowAll())
 
 
 def _sparse(output: Output, text: str) -> int:
@@ -170,20 +183,23 @@ async def execute(plan: _Plan, output: Output) -> int:
         least_step=_LEAST_STEP,
         begin=True,
     ) as watch:
+        target: Image | Pipe | None = None
         try:
-            await _convert(plan, output, watch)
+            target = _target(plan, output)
+            await _convert(plan, target, output, watch)
         except OSError as error:
+            reader_gone(error, target)
             output.error(printed(error))
             raise Failure from None
     return 0
 
 
-async def _convert(plan: _Plan, output: Output, watch: Watcher) -> None:
+async def _convert(plan: _Plan, target: Image | Pipe, output: Output, watch: Watcher) -> None:
     given = plan.switches
     rate = given.get("rate", 0)
     await convert(
         plan.sources,
-        _target(plan, output),
+        target,
         given.get("target-format", "raw"),
         options=plan.pairs,
         backing_file=given.get("backing"),
@@ -206,8 +222,10 @@ async def _convert(plan: _Plan, output: Output, watch: Watcher) -> None:
     )
 
 
-def _target(plan: _Plan, output: Output) -> Image:
+def _target(plan: _Plan, output: Output) -> Image | Pipe:
     given = plan.switches
+    if "target-image-opts" not in given and (pipe := pipe_target(output, plan.target)) is not None:
+        return pipe
     choice = ImageChoice(output)
     choice.image_opts = "target-image-opts" in given
     choice.cache = given.get("cache", "unsafe")

@@ -8,7 +8,7 @@ from blockio.cli.img.commands import command_line
 from blockio.cli.img.getopt import UsageError
 from blockio.cli.img.newimage import OptionList, print_option_help
 from blockio.cli.img.objects import define_object
-from blockio.cli.img.tool import printed, read_size
+from blockio.cli.img.tool import pipe_target, printed, read_size, reader_gone
 from blockio.cli.output import quote_commas
 from blockio.driver.gate import AllowAll
 from blockio.img.creating import create
@@ -78,9 +78,10 @@ async def execute(plan: _Plan, output: Output) -> int:
         output.say(f"Formatting '{plan.filename}', fmt={plan.format} {options}")
 
     output.quiet = plan.quiet
+    target = pipe_target(output, plan.filename)
     try:
         await create(
-            plan.filename,
+            target or plan.filename,
             plan.format,
             size=plan.size,
             options=plan.pairs,
@@ -91,6 +92,7 @@ async def execute(plan: _Plan, output: Output) -> int:
             on_formatting=formatting,
         )
     except OSError as error:
+        reader_gone(error, target)
         text = f"{output.prog}: {plan.filename}: {printed(error)}"
         # That one hint ends without a line of its own in the tool people know.
         output.report(text if "\nDetected format of " in text else text + "\n")

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from blockio.driver.gate import AllowAll
 from blockio.driver.options import parse_image_opts, parse_size
 from blockio.errors import BlockError, OptionError
-from blockio.img.opening import Image, cache_flags
+from blockio.img.opening import Image, Pipe, cache_flags
 from blockio.types import OpenFlags
 
 if TYPE_CHECKING:
     from blockio.cli.output import Output
 
-__all__ = ["Failure", "ImageChoice", "fail", "json_mode", "printed", "read_size", "source_cache"]
+__all__ = [
+    "Failure",
+    "ImageChoice",
+    "fail",
+    "json_mode",
+    "pipe_target",
+    "printed",
+    "read_size",
+    "reader_gone",
+    "source_cache",
+]
 
 _LARGEST: Final = 2**63 - 1
 
@@ -113,3 +125,20 @@ class ImageChoice:
             "be restricted.\n"
             "         Specify the 'raw' format explicitly to remove the restrictions.\n"
         )
+
+
+def pipe_target(output: Output, name: str) -> Pipe | None:
+    """Standard output, where *name* means that: the image goes there, and nothing else does."""
+    if name != "-" or not output.own_name:
+        return None
+    if os.isatty(1):
+        fail(output, "Standard output is a terminal, which is no place for an image")
+    output.quiet = True
+    return Pipe(fd=1)
+
+
+def reader_gone(error: OSError, target: object) -> None:
+    """Where *error* says that nobody reads the pipe *target* any more: end as every tool does then, by SIGPIPE."""
+    if error.errno == errno.EPIPE and isinstance(target, Pipe):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGPIPE)

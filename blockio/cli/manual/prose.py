@@ -100,6 +100,9 @@ PROSE: Final[dict[str, Prose]] = {
             "out.",
             "A target that did not exist is written beside its final name and gets the name when it is whole; when the "
             "command fails, or is ended by SIGINT or SIGTERM, nothing is left. SIGUSR1 prints a percentage.",
+            "By blockio's own names, `-` is standard input or output. What comes from a pipe is kept in a file without "
+            "a name, in TMPDIR or /var/tmp, until the end. Into a pipe go raw and qcow2 images, in one pass: `blockio "
+            "img convert -O qcow2 disk.raw - | ssh host 'cat > disk.qcow2'`.",
         ),
         (
             "img convert -O raw disk.qcow2 disk.raw",

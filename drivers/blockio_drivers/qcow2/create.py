@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from blockio.driver.base import CreateTarget
     from blockio.driver.child import Child
 
-__all__ = ["Layout", "create_image"]
+__all__ = ["Layout", "create_image", "encode_header", "geometry_of", "pointers", "refcount_blocks"]
 
 _CHUNK: Final = 1 << 20
 """How much metadata is built and written at once: the memory a creation takes."""
@@ -52,15 +52,21 @@ class Layout(msgspec.Struct, frozen=True):
 
     @classmethod
     def plan(cls, geometry: Geometry, disk_size: int, *, preallocated: bool) -> Layout:
-        """Place everything for a disk of *disk_size* bytes. LimitExceeded where the refcount table gets too large.
+        """Place everything for a disk of *disk_size* bytes, empty or all of it. LimitExceeded as ``plan_for``."""
+        if not preallocated:
+            return cls.plan_for(geometry, disk_size, 0, 0)
+        return cls.plan_for(geometry, disk_size, geometry.l1_entries_for(disk_size), geometry.clusters(disk_size))
+
+    @classmethod
+    def plan_for(cls, geometry: Geometry, disk_size: int, l2_tables: int, data_clusters: int) -> Layout:
+        """Place so many tables and clusters of a disk of *disk_size* bytes. LimitExceeded where the refcount table
+        gets too large.
 
         The refcounts count the clusters of the refcount structures too, so that these grow until they cover
         themselves.
         """
         l1_size = geometry.l1_entries_for(disk_size)
         l1_clusters = geometry.clusters(l1_size * 8)
-        l2_tables = l1_size if preallocated else 0
-        data_clusters = geometry.clusters(disk_size) if preallocated else 0
         others = 1 + l1_clusters + l2_tables + data_clusters
         table, blocks = 0, 0
         # Both needs grow with the total, so that this climbs to the smallest layout that covers itself.
@@ -108,15 +114,10 @@ async def create_image(target: CreateTarget, options: Qcow2CreateOptions) -> Non
     """
     options.validate()
     assert options.size is not None
-    geometry = Geometry.make(
-        options.cluster_size.bit_length() - 1,
-        options.refcount_bits.bit_length() - 1,
-        version=options.version,
-        extended_l2=options.extended_l2,
-    )
+    geometry = geometry_of(options)
     prealloc = PreallocMode(options.preallocation)
     layout = Layout.plan(geometry, options.disk_size, preallocated=prealloc is not PreallocMode.OFF)
-    head = _encode(options, layout)
+    head = encode_header(options, layout)
     file = target.file
     await _make_room(file, layout, prealloc)
     for offset, payload in chain(_metadata(layout), [(_SECTOR, head[_SECTOR:])]):
@@ -127,7 +128,18 @@ async def create_image(target: CreateTarget, options: Qcow2CreateOptions) -> Non
     await file.co_flush()
 
 
-def _encode(options: Qcow2CreateOptions, layout: Layout) -> bytes:
+def geometry_of(options: Qcow2CreateOptions) -> Geometry:
+    """What follows from the options of a new image."""
+    return Geometry.make(
+        options.cluster_size.bit_length() - 1,
+        options.refcount_bits.bit_length() - 1,
+        version=options.version,
+        extended_l2=options.extended_l2,
+    )
+
+
+def encode_header(options: Qcow2CreateOptions, layout: Layout) -> bytes:
+    """The header of the new image, with its extensions. OptionError where the name of its backing file is too long."""
     bits = layout.geometry.cluster_bits
     zstd = options.compression_type == "zstd"
     header = Header(
@@ -184,12 +196,12 @@ def _dense(payload: bytes) -> bytes:
 def _metadata(layout: Layout) -> Iterator[tuple[int, bytes]]:
     """All writes but the header's, as (offset, bytes), in pieces of bounded size. Zeroes are left out."""
     bits = layout.geometry.cluster_bits
-    yield from _pointers(1 << bits, layout.first_refcount_block << bits, layout.refcount_blocks, bits, 0)
-    yield from _refcount_blocks(layout)
-    yield from _pointers(layout.l1_cluster << bits, layout.first_l2_table << bits, layout.l2_tables, bits, COPIED)
+    yield from pointers(1 << bits, layout.first_refcount_block << bits, layout.refcount_blocks, bits, 0)
+    yield from refcount_blocks(layout)
+    yield from pointers(layout.l1_cluster << bits, layout.first_l2_table << bits, layout.l2_tables, bits, COPIED)
     # L2 tables stand side by side, so that together they are one long table of all guest clusters. The bitmaps of
     # extended entries stay 0: there is room for the subclusters, but no data that would hide what lies below.
-    yield from _pointers(
+    yield from pointers(
         layout.first_l2_table << bits,
         layout.first_data_cluster << bits,
         layout.data_clusters,
@@ -199,7 +211,7 @@ def _metadata(layout: Layout) -> Iterator[tuple[int, bytes]]:
     )
 
 
-def _pointers(
+def pointers(
     table: int, first: int, count: int, bits: int, flags: int, *, words: int = 1
 ) -> Iterator[tuple[int, bytes]]:
     """*count* entries of so many *words* at *table* that point at clusters side by side from *first* on."""
@@ -216,7 +228,7 @@ def _pointers(
         yield table + start * words * 8, table_to_bytes(entries)
 
 
-def _refcount_blocks(layout: Layout) -> Iterator[tuple[int, bytes]]:
+def refcount_blocks(layout: Layout) -> Iterator[tuple[int, bytes]]:
     """A refcount of 1 for every cluster of the file."""
     geometry = layout.geometry
     codec = RefcountCodec.of(geometry.refcount_order)

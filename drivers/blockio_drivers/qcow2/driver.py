@@ -25,9 +25,11 @@ from blockio.driver.base import (
     CreateTarget,
     DriverHost,
     FormatDriver,
+    ImageStream,
     Measurement,
     MeasureSource,
     ReopenState,
+    StreamRun,
 )
 from blockio.driver.gate import ReferenceKind
 from blockio.errors import BlockError, CorruptImage, NoMedium
@@ -148,6 +150,14 @@ class Qcow2Driver(FormatDriver):
         from blockio_drivers.qcow2.measure import measure_image  # noqa: PLC0415
 
         return await measure_image(options, source)
+
+    @classmethod
+    def stream(cls, options: Any, length: int, runs: Sequence[StreamRun]) -> ImageStream:
+        """All metadata, then the data in the disk's order; see ``streaming``."""
+        # reason: most processes stream nothing
+        from blockio_drivers.qcow2.streaming import stream_image  # noqa: PLC0415
+
+        return stream_image(options, length, runs)
 
     # -- life
 

@@ -9,8 +9,7 @@ from msgspec.structs import replace
 from blockio.driver.base import Measurement
 from blockio.types import PreallocMode
 from blockio_drivers.qcow2.bitmap_directory import persistent_size
-from blockio_drivers.qcow2.create import Layout
-from blockio_drivers.qcow2.tables import Geometry
+from blockio_drivers.qcow2.create import Layout, geometry_of
 
 if TYPE_CHECKING:
     from blockio.driver.base import MeasureSource
@@ -29,12 +28,7 @@ async def measure_image(options: Qcow2CreateOptions, source: MeasureSource | Non
         options = replace(options, size=source.length)
     # Neither is asked about here; an image that has both may be refused when it is made.
     replace(options, backing_file=None, backing_fmt=None, lazy_refcounts=False).validate()
-    geometry = Geometry.make(
-        options.cluster_size.bit_length() - 1,
-        options.refcount_bits.bit_length() - 1,
-        version=options.version,
-        extended_l2=options.extended_l2,
-    )
+    geometry = geometry_of(options)
     cluster = geometry.cluster_size
     disk = geometry.clusters(options.disk_size) * cluster
     whole = Layout.plan(geometry, options.disk_size, preallocated=True).total_clusters * cluster
