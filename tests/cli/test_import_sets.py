@@ -119,6 +119,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("io -r -f qcow2 disk.qcow2 -c length", _QCOW2, set()),
         ("io --image-opts driver=throttle,throttle-group=g,file.driver=null-co,file.size=1M -c length"
          " --object throttle-group,id=g", {"filters.throttle", "null"}, set()),
+        ("bench -f raw --size 1M --count 10 --rounds 1 --peers none", _RAW, {"argparse", "uvloop", *_METADATA}),
         ("bench --list", set(), {"argparse", *_METADATA}),
     ],
 )  # fmt: skip
