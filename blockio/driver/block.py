@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -120,6 +120,8 @@ class BlockDriver(ABC):
     """The prefixes of file names that mean this protocol (``("nbd",)`` for ``nbd:…``)."""
     Options: ClassVar[type[msgspec.Struct]] = NoOptions
     CreateOptions: ClassVar[type[msgspec.Struct] | None] = None
+    AmendOptions: ClassVar[type[msgspec.Struct] | None] = None
+    """What ``co_amend`` can change of an image; None: nothing."""
     capabilities: Capabilities = Capabilities()
     strong_options: ClassVar[frozenset[str] | None] = None
     """Those of ``Options`` that change which data the node shows, beside ``filename``; None: all of them.
@@ -401,6 +403,22 @@ class BlockDriver(ABC):
     async def co_make_empty(self) -> None:
         """Let go of everything this layer holds, so that the backing file shows. Called drained."""
         raise UnsupportedFeature(f"{self.name} does not support emptying of block device files")
+
+    async def co_amend(
+        self,
+        options: Any,
+        *,
+        force: bool,
+        resize: Callable[[int], Awaitable[None]],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Make the image what *options* (an ``AmendOptions``) say. Called drained, on a writable node.
+
+        *force* allows what may lose data. *resize* sets the node's length, with all that belongs to it. *progress* is
+        told of steps done, and of how many, as far as that is known. At each await the image is whole and holds the
+        same disk, so that a failure, a cancellation and a crash leave no more than a part undone.
+        """
+        raise UnsupportedFeature(f"Format driver '{self.name}' does not support option amendment")
 
     async def co_change_backing_file(self, name: str | None, format: str | None) -> None:
         """Let the image name *name*, of *format*, as its backing file; None: it has none. Called drained.

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from blockio.driver.base import CheckFix, CheckResult
     from blockio.driver.inspection import Finding, FindingKind
     from blockio.driver.snapshots import SnapshotInfo
+    from blockio.img.amending import amend
     from blockio.img.benching import bench
     from blockio.img.bitmapping import BitmapAction, BitmapOperation, bitmap
     from blockio.img.checking import check
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from blockio.img.rebasing import rebase
     from blockio.img.resizing import resize
     from blockio.img.results import (
+        AmendResult,
         BenchResult,
         CheckReport,
         CommitResult,
@@ -64,6 +66,7 @@ _HOME = {
     "blockio.driver.base": ("CheckFix", "CheckResult"),
     "blockio.driver.inspection": ("Finding", "FindingKind"),
     "blockio.driver.snapshots": ("SnapshotInfo",),
+    "blockio.img.amending": ("amend",),
     "blockio.img.benching": ("bench",),
     "blockio.img.bitmapping": ("BitmapAction", "BitmapOperation", "bitmap"),
     "blockio.img.checking": ("check",),
@@ -82,6 +85,7 @@ _HOME = {
     "blockio.img.rebasing": ("rebase",),
     "blockio.img.resizing": ("resize",),
     "blockio.img.results": (
+        "AmendResult",
         "BenchResult",
         "CheckReport",
         "CommitResult",
@@ -108,6 +112,7 @@ _HOME = {
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
+    "AmendResult",
     "BenchResult",
     "BitmapAction",
     "BitmapOperation",
@@ -134,6 +139,7 @@ __all__ = [
     "ResizeResult",
     "Side",
     "SnapshotInfo",
+    "amend",
     "bench",
     "bitmap",
     "check",

@@ -12,12 +12,21 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from blockio.driver.options import parse_bool, parse_size
-from blockio.errors import OptionError
+from blockio.errors import OptionError, UnsupportedFeature
 
 if TYPE_CHECKING:
     from blockio.driver.base import BlockDriver
 
-__all__ = ["CreateOption", "help_lines", "is_option_list", "known_options", "merged", "split_options", "typed"]
+__all__ = [
+    "CreateOption",
+    "amend_options",
+    "help_lines",
+    "is_option_list",
+    "known_options",
+    "merged",
+    "split_options",
+    "typed",
+]
 
 _SIZE_BITS: Final = 64
 
@@ -81,6 +90,34 @@ _LUKS: Final = (
 _HOST_DEVICE: Final = (_SIZE, CreateOption("preallocation", "str", "Preallocation mode (allowed values: off)"))
 
 _TABLE: Final = {"luks": _LUKS, "qcow2": _QCOW2, "raw": (_SIZE,), "file": _FILE, "host_device": _HOST_DEVICE}
+
+
+_ENCRYPT_CHANGES: Final = (
+    CreateOption("state", "str", "Select new state of affected keyslots (active/inactive)"),
+    CreateOption("keyslot", "num", "Select a single keyslot to modify explicitly"),
+    CreateOption("old-secret", "str", "Select all keyslots that match this password"),
+    CreateOption("new-secret", "str", "New secret to set in the matching keyslots. Empty string to erase"),
+    CreateOption("iter-time", "num", "Time to spend in PBKDF in milliseconds"),
+)
+
+_QCOW2_CHANGES: Final = frozenset(
+    ("backing_file", "backing_fmt", "compat", "data_file", "data_file_raw", "lazy_refcounts", "refcount_bits", "size")
+)
+
+_AMEND_TABLE: Final = {
+    "luks": _ENCRYPT_CHANGES,
+    "qcow2": (
+        *(CreateOption(f"encrypt.{option.name}", option.kind, option.help) for option in _ENCRYPT_CHANGES),
+        *(option for option in _QCOW2 if option.name in _QCOW2_CHANGES),
+    ),
+}
+
+
+def amend_options(cls: type[BlockDriver]) -> tuple[CreateOption, ...]:
+    """What can be changed of images of that driver. UnsupportedFeature where nothing can."""
+    if cls.AmendOptions is None:
+        raise UnsupportedFeature(f"Format driver '{cls.name}' does not support option amendment")
+    return _AMEND_TABLE.get(cls.name) or tuple(_described(cls.AmendOptions))
 
 
 def known_options(cls: type[BlockDriver]) -> tuple[CreateOption, ...] | None:

@@ -12,6 +12,7 @@ from blockio.driver.base import CheckResult
 from blockio.driver.snapshots import SnapshotInfo
 
 __all__ = [
+    "AmendResult",
     "BenchResult",
     "CheckReport",
     "CommitResult",
@@ -85,6 +86,15 @@ class ImageInfo(msgspec.Struct, frozen=True):
     backing_filename_format: str | None = None
     format_specific: dict[str, Any] | None = None
     """``{"type": …, "data": {…}}`` in QEMU's words."""
+
+
+class AmendResult(msgspec.Struct, frozen=True):
+    """A finished amendment."""
+
+    filename: str
+    format: str
+    options: dict[str, Any]
+    """What was asked for, by the names that ``-o`` has."""
 
 
 class CreateResult(msgspec.Struct, frozen=True):

@@ -8,14 +8,16 @@ down as QEMU does for that call, or it is UnsupportedFeature (ENOTSUP).
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from blockio.driver.base import BlockDriver, DriverKind
-from blockio.errors import BlockError, NoMedium, UnsupportedFeature
+from blockio.errors import BlockError, NoMedium, ReadOnly, UnsupportedFeature
 from blockio.io.node_io import NodeIO
 from blockio.types import Role
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from typing_extensions import Buffer
 
     from blockio.buffers import IoVector
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from blockio.types import BlockSizes, Geometry
 
 __all__ = [
+    "amend",
     "change_backing_file",
     "ioctl",
     "load_vmstate",
@@ -113,6 +116,28 @@ async def make_empty(node: BlockNode) -> None:
     async with io.request(0, driver.length, serialising=True):
         await driver.co_make_empty()
         io.written(0, 0, ok=False)
+
+
+async def amend(
+    node: BlockNode, options: Any, *, force: bool = False, progress: Callable[[int, int], None] | None = None
+) -> None:
+    """Make *node*'s image what *options*, an instance of its driver's ``AmendOptions``, say. *node* is drained."""
+    io, driver = _parts(node)
+    if driver.AmendOptions is None:
+        raise UnsupportedFeature(f"Format driver '{driver.name}' does not support option amendment")
+    if node.read_only:
+        raise ReadOnly("Image is read-only", errno.EACCES)
+
+    async def resize(length: int) -> None:
+        await node.path.co_truncate(length, exact=True)
+
+    try:
+        async with io.request(0, 0):
+            await driver.co_amend(options, force=force, resize=resize, progress=progress)
+    finally:
+        io.written(0, 0, ok=False)
+        node.limits_changed()
+        node.path.refresh_lanes()
 
 
 async def change_backing_file(node: BlockNode, name: str | None, format: str | None) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from blockio_drivers.crypto.header import CipherSpec, LuksHeader
     from blockio_drivers.crypto.volume import LuksVolume
 
-__all__ = ["LuksCreateOptions", "LuksDriver", "LuksOptions"]
+__all__ = ["LuksAmendOptions", "LuksCreateOptions", "LuksDriver", "LuksOptions"]
 
 _SECTOR: Final = 512
 _MAGIC: Final = b"LUKS\xba\xbe\x00\x01"
@@ -86,6 +86,16 @@ class LuksCreateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
         return CipherSpec(self.cipher_alg, self.cipher_mode, ivgen, iv_hash, self.hash_alg)
 
 
+class LuksAmendOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
+    """How key slots shall change, by QEMU's names; ``iter_time`` in milliseconds."""
+
+    state: str | None = None
+    keyslot: int | None = None
+    old_secret: str | None = None
+    new_secret: str | None = None
+    iter_time: int | None = None
+
+
 class LuksDriver(FormatDriver):
     """Invariant: ``_volume`` is None only on a node without I/O (``info``), which cannot be read or written."""
 
@@ -93,6 +103,7 @@ class LuksDriver(FormatDriver):
     Options = LuksOptions
     strong_options = frozenset(("key-secret",))
     CreateOptions = LuksCreateOptions
+    AmendOptions = LuksAmendOptions
     capabilities = Capabilities(resize=Capability.NATIVE)
 
     _header: LuksHeader
@@ -172,6 +183,24 @@ class LuksDriver(FormatDriver):
         if self._volume is None:
             raise UnsupportedFeature("The image was opened without its key")
         return self._volume
+
+    async def co_amend(
+        self,
+        options: LuksAmendOptions,
+        *,
+        force: bool,
+        resize: Callable[[int], Awaitable[None]],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Add a passphrase or erase some; see ``LuksVolume.amend``."""
+        from blockio_drivers.crypto.volume import KeySlotChange  # noqa: PLC0415
+
+        if options.state is None:
+            raise OptionError("Parameter 'state' is missing")
+        change = KeySlotChange(
+            options.state, options.new_secret, options.old_secret, options.keyslot, options.iter_time
+        )
+        await self.volume.amend(change, self.host.trust, force=force)
 
     # -- facts
 

@@ -14,6 +14,7 @@ from blockio.testing.crash import CrashState, explore_crashes, record
 from blockio.testing.guest import SECTOR, Guest
 from blockio.testing.rig import StackRig
 from blockio.types import PreallocMode, RequestFlags
+from tests.qcow2.amend_work import VERSIONS, WIDTHS, Amends, lengthen
 from tests.qcow2.crash import MakeImage, Scenario
 from tests.qcow2.engine import Disk, Qcow2Rig, new_image, open_disk
 from tests.qcow2.rebase_work import BACKING, RebaseRig, rebases
@@ -396,6 +397,28 @@ SCENARIOS: Final = by_name(
                 ("subclusters", 16384, {"extended_l2": True}, False),
                 ("amid faults", 8192, {}, True),
             )
+        ),
+        Scenario("amend, versions", 250, fresh(60, 512), Amends(512, VERSIONS), SnapshotRig()),
+        Scenario("amend, versions, overlay", 200, overlay(60, 512), Amends(512, VERSIONS), SnapshotRig()),
+        Scenario("amend, versions, snapshots", 250, fresh(60, 512), Amends(512, VERSIONS, snapshots=2), SnapshotRig()),
+        Scenario(
+            "amend, versions, large clusters",
+            100,
+            overlay(12, 8192),
+            Amends(8192, VERSIONS, snapshots=1),
+            SnapshotRig(),
+        ),
+        Scenario("amend, widths", 300, fresh(100, 512), Amends(512, WIDTHS), SnapshotRig()),
+        Scenario("amend, widths, snapshots", 200, fresh(60, 1024), Amends(1024, WIDTHS, snapshots=2), SnapshotRig()),
+        Scenario("amend, all at once", 200, fresh(60, 512, compat="0.10"), lengthen, repairs=True),
+        Scenario(
+            "amend amid faults",
+            200,
+            fresh(60, 512),
+            Amends(512, (*VERSIONS, *WIDTHS[::3]), snapshots=1),
+            SnapshotRig(),
+            faults=True,
+            run=80,
         ),
         Scenario("growing refcount table", 150, full_refcount_table(), grow_refcount_table),
         Scenario("repair on opening", 600, crashed(100, 512, lazy_refcounts=True), only_open, repairs=True, run=80),

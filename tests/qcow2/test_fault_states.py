@@ -19,6 +19,7 @@ from blockio.testing.faults import explore_faults
 from blockio.testing.rig import Disks
 from blockio.testing.wrapping import Wrap
 from blockio.types import PreallocMode
+from tests.qcow2.amend_work import VERSIONS, WIDTHS, Amends
 from tests.qcow2.crash import Scenario, show_qemu
 from tests.qcow2.engine import Disk, Qcow2Rig
 from tests.qcow2.scenarios import SMALL, Packed, Requests, Resizes, crashed, fresh, only_open, overlay
@@ -65,6 +66,8 @@ SCENARIOS = {
         scenario("resize", fresh(60, 512, refcount_bits=64), Resizes(512, PreallocMode.OFF, 2), KeepingRig()),
         scenario("compressed", fresh(60, 2048), Packed(2048, 8), KeepingRig(packing=True)),
         scenario("preallocate", fresh(60, 512), Resizes(512, PreallocMode.METADATA, 1), KeepingRig()),
+        scenario("amend, versions", overlay(24, 1024), Amends(1024, VERSIONS, rounds=2, snapshots=1), KeepingRig()),
+        scenario("amend, widths", fresh(24, 1024), Amends(1024, WIDTHS[::3], rounds=2), KeepingRig()),
         scenario("repair", crashed(60, 512, lazy_refcounts=True), only_open, KeepingRig(), repairs=True),
     )
 }

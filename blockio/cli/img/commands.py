@@ -61,6 +61,24 @@ MAIN_OPTIONS: Final = (
 )
 
 COMMANDS: Final[dict[str, Command]] = {
+    "amend": Command(
+        "amend",
+        (
+            _HELP,
+            _FORMAT,
+            Option("options", ("-o",), "options", "what shall be otherwise; -o help lists what can"),
+            _CACHE,
+            Option("force", ("--force",), "", "do what may lose data, such as to erase the last passphrase"),
+            _PROGRESS,
+            _SHOW,
+            _QUIET,
+            _OBJECT,
+            _IMAGE_OPTS,
+        ),
+        "[--object objectdef] [--image-opts] [-p] [--progress=how] [-q] [-f fmt] [-t cache] [--force] -o options "
+        "filename",
+        "change options of an image",
+    ),
     "bench": Command(
         "bench",
         (

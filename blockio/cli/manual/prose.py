@@ -36,6 +36,16 @@ IO_ABOUT: Final = (
 )
 
 PROSE: Final[dict[str, Prose]] = {
+    "amend": Prose(
+        (
+            "Of qcow2: the version, the width of refcounts, lazy refcounts, the size; of luks: passphrases. `-o help` "
+            "lists what a format can change.",
+            "What the image cannot become is refused before anything is changed. An amendment that is interrupted "
+            "leaves a sound image with the same disk, and can be repeated.",
+        ),
+        ("img amend -o compat=1.1,lazy_refcounts=on disk.qcow2", "img amend -f qcow2 -o help"),
+        'await img.amend("disk.qcow2", {"compat": "1.1"})',
+    ),
     "bench": Prose(
         (
             "Sends requests of one size, `-d` of them at a time, and prints how long all took. For more than that, "

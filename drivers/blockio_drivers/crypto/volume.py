@@ -407,4 +407,5 @@ async def _in_thread(work: Callable[..., T], *args: Any) -> T:
 
 def _check_number(number: int) -> None:
     if not 0 <= number < KEY_SLOTS:
+        number %= 1 << 32  # as QEMU prints it
         raise OptionError(f"Invalid keyslot {number} specified, must be between 0 and {KEY_SLOTS - 1}")

@@ -106,6 +106,14 @@ class Allocator:
         self.table = table_from_bytes(await self._image.read(header.refcount_table_offset, nbytes))
         self._find_blocks_end()
 
+    def succeed(self, other: Allocator, table: array[int] | None) -> None:
+        """Go on where *other* ends, whose refcounts are all written; *table*, if given, has them in another width."""
+        self.table = other.table if table is None else table
+        self._unused = other._unused
+        self._touched = other._touched
+        self._find_blocks_end()
+        self.protect()
+
     def protect(self) -> None:
         """Tell the image's guard of all refcount blocks, before the first write."""
         self._image.guard.refcount_blocks = SortedOffsets(self.table, REFCOUNT_TABLE_OFFSET_MASK)
@@ -262,6 +270,18 @@ class Allocator:
         self._codec.put(found.table, index, value + 1)
         self._mark(found, index, index + 1)
         return True
+
+    async def refer(self, host_offset: int, count: int) -> None:
+        """*count* more references to a cluster that was handed out. BlockError EINVAL where that is too many."""
+        cluster = host_offset >> self._bits
+        async with self._lock:
+            found = await self.cache.get(cluster >> self._slice_bits)
+            index = cluster & ((1 << self._slice_bits) - 1)
+            value = self._codec.get(found.table, index) + count
+            if value > self._codec.maximum:
+                raise BlockError(errno=errno.EINVAL)
+            self._codec.put(found.table, index, value)
+            self._mark(found, index, index + 1)
 
     def stop_packing(self, cluster: int) -> None:
         """Put no more compressed data into *cluster*: its last reference goes."""

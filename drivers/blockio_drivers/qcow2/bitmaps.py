@@ -375,6 +375,18 @@ class PersistentBitmaps:
 
     # -- removing
 
+    def use(self, allocator: Allocator) -> None:
+        """Clusters come from *allocator* from now on."""
+        self._allocator = allocator
+
+    async def remove_all(self) -> None:
+        """Take every bitmap out of the image; those in memory stay, as such that are not stored."""
+        for entry in self.entries:
+            await self.remove(entry.name)
+        for bitmap in self._bitmaps:
+            if bitmap.persistent:
+                bitmap.persistent = False
+
     async def remove(self, name: str) -> None:
         """Take the bitmap of that name out of the image; the others stay as they are. Nothing where there is none.
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from blockio.aio.clock import Clock, LoopClock
 from blockio.buffers import IoVector
@@ -56,15 +56,17 @@ from blockio_drivers.qcow2.image import Corruption, Image, finish
 from blockio_drivers.qcow2.info import specific_info
 from blockio_drivers.qcow2.lanes import Lanes
 from blockio_drivers.qcow2.mapping import Mapping
-from blockio_drivers.qcow2.options import Qcow2CreateOptions, Qcow2Options, join_options
+from blockio_drivers.qcow2.options import Qcow2AmendOptions, Qcow2CreateOptions, Qcow2Options, join_options
 from blockio_drivers.qcow2.overlap import OverlapGuard
 from blockio_drivers.qcow2.resize import Resizer
 from blockio_drivers.qcow2.snapshots import Snapshots
+from blockio_drivers.qcow2.tables import Geometry
 from blockio_drivers.qcow2.tuning import Tuning
 from blockio_drivers.qcow2.vmstate import MachineState
 from blockio_drivers.qcow2.writeback import WriteBack
 
 if TYPE_CHECKING:
+    from array import array
     from collections.abc import Mapping as NamedValues
 
     from typing_extensions import Buffer
@@ -81,6 +83,18 @@ __all__ = ["Qcow2Driver"]
 
 T = TypeVar("T")
 
+
+class Parts(NamedTuple):
+    """What an image is worked on with; see the modules of these names."""
+
+    image: Image
+    mapping: Mapping
+    allocator: Allocator
+    write_back: WriteBack
+    snapshots: Snapshots
+    bitmaps: PersistentBitmaps
+
+
 _MAY_UNMAP: Final = int(RequestFlags.MAY_UNMAP)
 _ZERO_WRITE: Final = int(RequestFlags.ZERO_WRITE)
 
@@ -96,6 +110,7 @@ class Qcow2Driver(FormatDriver):
     strong_options = frozenset()
     reopen_options = frozenset(Qcow2Options.__struct_encode_fields__)
     CreateOptions = Qcow2CreateOptions
+    AmendOptions = Qcow2AmendOptions
     stores_bitmaps = True
     capabilities = Capabilities(
         write_zeroes=Capability.NATIVE,
@@ -484,6 +499,42 @@ class Qcow2Driver(FormatDriver):
         """Name and format of the backing file, as the header has them."""
         header = self._image.header
         return None if header.backing_file is None else (header.backing_file, header.backing_format or None)
+
+    async def co_amend(
+        self,
+        options: Any,
+        *,
+        force: bool,
+        resize: Callable[[int], Awaitable[None]],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """See ``amend``."""
+        # reason: most processes amend nothing
+        from blockio_drivers.qcow2.amend import amend_image  # noqa: PLC0415
+
+        await self._ready()
+        await self._signalling(amend_image(self, options, resize=resize, progress=progress))
+
+    @property
+    def parts(self) -> Parts:
+        """What the image is worked on with, until ``renew``."""
+        return Parts(self._image, self._mapping, self._allocator, self._write_back, self._snapshots, self._bitmaps)
+
+    def renew(self, refcount_table: array[int] | None = None) -> None:
+        """The header says that the image is laid out otherwise: put the parts together anew. Cannot fail.
+
+        What is in memory goes on to be the truth; *refcount_table* is another one, where there is. Everything is
+        settled and no request under way.
+        """
+        image, guard, bitmaps = self._image, self._image.guard, self._bitmaps
+        allocator, snapshots = self._allocator, self._snapshots
+        image.geometry = Geometry.of(image.header)
+        self._assemble(self._options, self._tuning)
+        image.guard = guard
+        self._allocator.succeed(allocator, refcount_table)
+        self._snapshots.succeed(snapshots)
+        self._bitmaps = bitmaps
+        bitmaps.use(self._allocator)
 
     async def co_change_backing_file(self, name: str | None, format: str | None) -> None:
         """Everything else is made stable first, then the header changes, at once; see ``header_update``."""

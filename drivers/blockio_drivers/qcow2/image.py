@@ -47,6 +47,8 @@ __all__ = ["Corruption", "Freed", "Image", "finish", "hexadecimal"]
 _SIZE_OFFSET: Final = 24
 _L1_OFFSET: Final = 36
 _REFCOUNT_TABLE_OFFSET: Final = 48
+_REFCOUNTS_END: Final = 100
+"""Behind the refcount order, the last of the fields that say how to count."""
 
 
 async def finish(work: Coroutine[Any, Any, None]) -> None:
@@ -237,6 +239,22 @@ class Image:
         value = struct.pack(">QI", offset, clusters)
         fields = {"refcount_table_offset": HostOffset(offset), "refcount_table_clusters": clusters}
         await self._set_field(_REFCOUNT_TABLE_OFFSET, value, **fields)
+
+    async def set_refcounts(self, offset: int, clusters: int, order: int) -> None:
+        """Write where the refcount table is, how long, and how wide refcounts are, and make it stable.
+
+        As ``set_tables``. The image's geometry is still the old one afterwards.
+        """
+
+        async def switch() -> None:
+            await self.make_sure()
+            header = self.header.with_(
+                refcount_table_offset=HostOffset(offset), refcount_table_clusters=clusters, refcount_order=order
+            )
+            before, after = (one.encode()[_REFCOUNT_TABLE_OFFSET:_REFCOUNTS_END] for one in (self.header, header))
+            await self._show(HeaderWrite(_REFCOUNT_TABLE_OFFSET, after), before=before, header=header)
+
+        await finish(switch())
 
     async def set_tables(self, **fields: Any) -> None:
         """Change the disk's length, L1 table, refcount table, snapshot table or several at once, and make it stable.

@@ -117,6 +117,38 @@ def join_options(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, An
     return {**kept, **new}
 
 
+_AMEND_NAMES: Final = {
+    "encrypt_state": "encrypt.state",
+    "encrypt_keyslot": "encrypt.keyslot",
+    "encrypt_old_secret": "encrypt.old-secret",
+    "encrypt_new_secret": "encrypt.new-secret",
+    "encrypt_iter_time": "encrypt.iter-time",
+}
+
+
+class Qcow2AmendOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename=_AMEND_NAMES):
+    """What an image shall become; None: as it is. ``size`` in bytes, ``encrypt_iter_time`` in milliseconds."""
+
+    encrypt_state: str | None = None
+    encrypt_keyslot: int | None = None
+    encrypt_old_secret: str | None = None
+    encrypt_new_secret: str | None = None
+    encrypt_iter_time: int | None = None
+    size: Size | None = None
+    compat: str | None = None
+    backing_file: str | None = None
+    backing_fmt: str | None = None
+    data_file: str | None = None
+    data_file_raw: bool | None = None
+    lazy_refcounts: bool | None = None
+    refcount_bits: int | None = None
+
+    @property
+    def touches_encryption(self) -> bool:
+        """Whether anything of the key slots shall change."""
+        return any(getattr(self, name) is not None for name in _AMEND_NAMES)
+
+
 class Qcow2CreateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a new image shall be. Sizes in bytes; ``validate`` says whether it can be."""
 

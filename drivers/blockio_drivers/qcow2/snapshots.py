@@ -42,6 +42,7 @@ __all__ = ["MAX_SNAPSHOTS", "Snapshots"]
 MAX_SNAPSHOTS: Final = 65536
 _NUMBER: Final = re.compile(r"\s*\+?(\d+)")
 _UINT32_MAX: Final = (1 << 32) - 1
+_EXTRA_OF_VERSION_3: Final = 16
 
 
 class Snapshots:
@@ -81,6 +82,10 @@ class Snapshots:
                 self._image.host.trust,
                 disk_size=header.disk_size,
             )
+
+    def succeed(self, other: Snapshots) -> None:
+        """Go on with the table that *other* knows, and the image's guard."""
+        self.entries, self._table_bytes = other.entries, other._table_bytes
 
     async def protect(self) -> None:
         """Tell the image's guard of the tables, before the first write."""
@@ -205,6 +210,15 @@ class Snapshots:
         renamed = replace(entry, name=new_name)
         encode_snapshots([renamed])
         await self._revise(lambda _: None, [renamed if other is entry else other for other in self.entries])
+
+    async def complete(self) -> None:
+        """Give every entry the extra data that version 3 demands: how large its state is, and how long its disk."""
+        if any(entry.extra_data_size < _EXTRA_OF_VERSION_3 for entry in self.entries):
+            size = _EXTRA_OF_VERSION_3
+            await self._revise(
+                lambda _: None,
+                [replace(entry, extra_data_size=max(entry.extra_data_size, size)) for entry in self.entries],
+            )
 
     async def rewrite(self, entries: list[SnapshotEntry], table_bytes: int) -> None:
         """Write *entries* in place of a table of *table_bytes* that a repair has found wanting."""

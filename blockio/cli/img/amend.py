@@ -1,0 +1,122 @@
+"""``amend``: other options for an image that there is already."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from blockio.cli.img.commands import command_line
+from blockio.cli.img.getopt import UsageError
+from blockio.cli.img.newimage import OptionList
+from blockio.cli.img.objects import define_object
+from blockio.cli.img.tool import ImageChoice, fail, printed
+from blockio.cli.progress import check_style, watcher
+from blockio.driver.registry import find_driver
+from blockio.errors import BlockError
+from blockio.img.amending import amend
+from blockio.img.opening import cache_flags, opened
+from blockio.img.options import amend_options, help_lines, merged
+from blockio.img.results import Progress
+from blockio.types import OpenFlags
+
+if TYPE_CHECKING:
+    from blockio.cli.output import Output
+    from blockio.cli.progress import Watcher
+    from blockio.img.opening import Image
+
+__all__ = ["execute", "prepare"]
+
+_LEAST_STEP = 1.0
+
+
+class _Plan(NamedTuple):
+    image: Image
+    options: OptionList
+    force: bool
+    quiet: bool
+    percent: bool
+    style: str | None
+
+
+def prepare(args: list[str], output: Output) -> _Plan | int | None:
+    """Read the command line; None asks for help, a number is the exit status already."""
+    choice = ImageChoice(output)
+    options = OptionList(output)
+    format: str | None = None
+    force = quiet = percent = False
+    style: str | None = None
+    line = command_line("amend", args, output)
+    for key, value in line:
+        if key == "help":
+            return None
+        if key == "options":
+            options.add(value)
+        elif key == "format":
+            format = value
+        elif key == "cache":
+            choice.cache = value
+        elif key == "p":
+            percent = True
+        elif key == "progress":
+            style = check_style(output, value)
+        elif key == "quiet":
+            quiet = True
+        elif key == "force":
+            force = True
+        elif key == "object":
+            define_object(value, output)
+        elif key == "image-opts":
+            choice.image_opts = True
+    if not options:
+        raise UsageError("Must specify options (-o)")
+    if format is not None and options.asks_for_help:
+        return _print_help(output, format)
+    if len(line.operands) != 1:
+        fail(output, "Expecting one image file name")
+    cache_flags(choice.cache, OpenFlags())
+    image = choice.image(line.operands[0], format)
+    return _Plan(image, options, force, quiet, percent and not quiet, style)
+
+
+def _print_help(output: Output, format: str) -> int:
+    try:
+        driver = find_driver(format)
+    except BlockError:
+        fail(output, f"Unknown file format '{format}'")
+    try:
+        known = amend_options(driver)
+    except BlockError as error:
+        fail(output, printed(error))
+    output.out(f"Amend options for '{format}':\n")
+    output.out("".join(f"{line}\n" for line in help_lines(merged(known))))
+    return 0
+
+
+async def execute(plan: _Plan, output: Output) -> int:
+    """Amend, without a word."""
+    output.quiet = plan.quiet
+    if plan.options.asks_for_help:
+        async with opened(plan.image, OpenFlags(), resize=True) as blk:
+            assert blk.bs is not None
+            return _print_help(output, blk.bs.driver_class.name)
+    with watcher(output, "amend", percent=plan.percent, style=plan.style, least_step=_LEAST_STEP) as watch:
+        seen = _Started(watch)
+        try:
+            await amend(plan.image, plan.options.pairs(), force=plan.force, observer=seen.observer)
+        except BlockError:
+            if seen.started:
+                watch.observer(Progress(1, 1))  # it is over, as the tool people know shows it
+            raise
+    return 0
+
+
+class _Started:
+    """Knows whether there was any progress."""
+
+    def __init__(self, watch: Watcher) -> None:
+        self._watch = watch
+        self.started = False
+
+    def observer(self, progress: Progress) -> None:
+        """See ``Watcher``."""
+        self.started = True
+        self._watch.observer(progress)

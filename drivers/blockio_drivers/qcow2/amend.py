@@ -1,0 +1,146 @@
+"""Amending an open image: version, refcount width, lazy refcounts, length.
+
+In QEMU's order: first what a higher version allows, last the lower version, so that features can go before. Each step
+leaves an image that is sound and holds the same disk; a failure, a cancellation or a crash ends between two of them,
+or inside one with clusters that leaked at worst.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from blockio_drivers.qcow2.amend_plan import AmendPlan
+from blockio_drivers.qcow2.downgrade import ZeroExpansion
+from blockio_drivers.qcow2.header import Autoclear, Compatible, CompressionType
+from blockio_drivers.qcow2.refcount_width import RefcountWidth
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from blockio_drivers.qcow2.driver import Qcow2Driver
+    from blockio_drivers.qcow2.header import Header
+    from blockio_drivers.qcow2.options import Qcow2AmendOptions
+
+__all__ = ["amend_image"]
+
+
+async def amend_image(
+    driver: Qcow2Driver,
+    options: Qcow2AmendOptions,
+    *,
+    resize: Callable[[int], Awaitable[None]],
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Make *driver*'s image, which is fit for changes and at rest, what *options* say.
+
+    *resize* sets the disk's length. Raises what ``AmendPlan.of`` does before anything changes, and any I/O error.
+    """
+    parts = driver.parts
+    plan = AmendPlan.of(options, parts.image.header, parts.snapshots.entries, lazy=parts.image.lazy)
+    if plan.version > parts.image.header.version:
+        await _upgrade(driver)
+    if plan.refcount_order != driver.parts.image.header.refcount_order:
+        await _change_width(driver, plan.refcount_order, progress)
+    await _set_data_file(driver, options)
+    if plan.lazy != driver.parts.image.lazy:
+        await _set_lazy(driver, plan.lazy)
+    if plan.size is not None:
+        await resize(plan.size)
+    if plan.version < driver.parts.image.header.version:
+        await _downgrade(driver, progress)
+
+
+async def _upgrade(driver: Qcow2Driver) -> None:
+    """Version 3, which wants to know more of snapshots."""
+    await driver.parts.snapshots.complete()
+    await driver.parts.write_back.settle_all()
+    await _set_version(driver, driver.parts.image.header.with_(version=3))
+
+
+async def _set_version(driver: Qcow2Driver, header: Header) -> None:
+    """Another version; everything is settled. Where only a flush failed it is the image's all the same."""
+    image = driver.parts.image
+    version = image.header.version
+    try:
+        await image.replace_header(header)
+    finally:
+        if image.header.version != version:
+            driver.renew()
+
+
+async def _change_width(driver: Qcow2Driver, order: int, progress: Callable[[int, int], None] | None) -> None:
+    parts = driver.parts
+    image = parts.image
+    await parts.write_back.settle_all()
+    await image.barrier()
+    async with parts.write_back.exclusive():
+        change = RefcountWidth(image, parts.allocator, order, progress)
+        try:
+            left = await change.change()
+        finally:
+            if image.header.refcount_order != image.geometry.refcount_order:
+                driver.renew(change.table)
+    parts = driver.parts
+    for first, count in left:
+        parts.allocator.replaced(first, count)
+    await parts.write_back.settle_all()
+
+
+async def _set_data_file(driver: Qcow2Driver, options: Qcow2AmendOptions) -> None:
+    """The name of the external data file, and whether it is raw by itself: asked for, it may only be no more."""
+    image = driver.parts.image
+    header = image.header
+    if options.data_file is not None:
+        header = header.with_(data_file=options.data_file or None)
+    if options.data_file_raw is False:
+        header = header.with_(autoclear=header.autoclear & ~Autoclear.DATA_FILE_RAW)
+    if header != image.header:
+        await image.replace_header(header)
+
+
+async def _set_lazy(driver: Qcow2Driver, lazy: bool) -> None:
+    """Before refcounts must be true all the time, they become so."""
+    image = driver.parts.image
+    header = image.header
+    if lazy:
+        await image.replace_header(header.with_(compatible=header.compatible | Compatible.LAZY_REFCOUNTS))
+        image.lazy = True
+        return
+    await driver.parts.write_back.settle_all()
+    await image.barrier()
+    await image.mark_clean()
+    image.lazy = False
+    header = image.header
+    await image.replace_header(header.with_(compatible=header.compatible & ~Compatible.LAZY_REFCOUNTS))
+
+
+async def _downgrade(driver: Qcow2Driver, progress: Callable[[int, int], None] | None) -> None:
+    """Version 2: no zero clusters, no feature bits, no bitmaps."""
+    parts = driver.parts
+    image = parts.image
+    await parts.write_back.settle_all()
+    await image.barrier()
+    tables = [image.l1, *[await parts.snapshots.l1_table(entry) for entry in parts.snapshots.entries]]
+    async with parts.write_back.exclusive():
+        expansion = ZeroExpansion(image, parts.allocator, backed=driver.backing is not None, progress=progress)
+        try:
+            await expansion.run(tables)
+        finally:
+            parts.mapping.cache.drop()
+    await parts.bitmaps.remove_all()
+    await parts.write_back.settle_all()
+    await image.barrier()
+    await image.mark_clean()
+    image.lazy = False
+    await _set_version(
+        driver,
+        image.header.with_(
+            version=2,
+            incompatible=0,
+            compatible=0,
+            autoclear=0,
+            compression_type=CompressionType.ZLIB,
+            unknown_fields=b"",
+            feature_names=(),
+        ),
+    )

@@ -1,0 +1,117 @@
+"""Making an image fit for version 2, which knows no zero clusters.
+
+A zero cluster becomes a cluster of zeroes, or where nothing could show through it, none. This goes L2 table by L2
+table, those of snapshots included: what a table will name is written and stable, refcounts and all, before the table
+is written in place, and either of its entries reads as zeroes. **A crash leaves a sound image of version 3, and
+clusters that leaked.** Only then may the header say version 2.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from blockio.errors import CorruptImage, UnsupportedFeature
+from blockio_drivers.qcow2.header import CompressionType
+from blockio_drivers.qcow2.tables import (
+    COMPRESSED,
+    COPIED,
+    L1_OFFSET_MASK,
+    L2_OFFSET_MASK,
+    ZERO,
+    table_from_bytes,
+    table_to_bytes,
+)
+
+if TYPE_CHECKING:
+    from array import array
+    from collections.abc import Callable, Iterable
+
+    from blockio_drivers.qcow2.allocator import Allocator
+    from blockio_drivers.qcow2.image import Image
+
+__all__ = ["ZeroExpansion"]
+
+_EIO: Final = 5
+
+
+class ZeroExpansion:
+    """The zero clusters of an image without subclusters. Everything is settled, and nobody else changes the image."""
+
+    def __init__(
+        self, image: Image, allocator: Allocator, *, backed: bool, progress: Callable[[int, int], None] | None
+    ) -> None:
+        self._image = image
+        self._allocator = allocator
+        self._backed = backed
+        self._progress = progress
+        self._bits = image.geometry.cluster_bits
+        self._cluster = image.geometry.cluster_size
+
+    async def run(self, l1_tables: Iterable[array[int]]) -> None:
+        """Expand them in all L2 tables that *l1_tables* lead to.
+
+        UnsupportedFeature, with nothing changed, where there are compressed clusters of a kind that version 2 does not
+        have. Failed or cancelled, some tables are done, and the image is sound.
+        """
+        found = sorted({entry & L1_OFFSET_MASK for table in l1_tables for entry in table} - {0})
+        if self._image.header.compression_type is not CompressionType.ZLIB:
+            for offset in found:
+                if any(entry & COMPRESSED for entry in await self._read(offset)):
+                    raise UnsupportedFeature(
+                        "Cannot downgrade an image with zstd compression type and existing compressed clusters"
+                    )
+        for done, offset in enumerate(found):
+            if self._progress is not None:
+                self._progress(done, len(found))
+            await self._expand(offset)
+
+    async def _read(self, offset: int) -> array[int]:
+        if offset & (self._cluster - 1):
+            raise CorruptImage(f"L2 table offset {offset:#x} unaligned", _EIO)
+        return table_from_bytes(await self._image.read(offset, self._cluster))
+
+    async def _expand(self, offset: int) -> None:
+        table = await self._read(offset)
+        zero = [at for at, entry in enumerate(table) if entry & ZERO and not entry & COMPRESSED]
+        if not zero:
+            return
+        image, allocator = self._image, self._allocator
+        if image.guard.hit(offset, self._cluster, "active L2 table") not in (None, "inactive L2 table"):
+            image.guard.check(offset, self._cluster, "active L2 table")
+        references = await allocator.refcount(offset)
+        copied = COPIED if references == 1 else 0
+        taken: list[int] = []
+        left: list[int] = []
+        try:
+            for at in zero:
+                host = table[at] & L2_OFFSET_MASK
+                if host and await allocator.refcount(host) == references:
+                    # Nobody comes to it but through this table.
+                    image.guard.check(host, self._cluster)
+                    await image.write_zeroes(host, self._cluster)
+                    table[at] = host | copied
+                    continue
+                if host:
+                    left.append(host)
+                table[at] = (await self._zeroes(references, taken)) | copied if self._backed else 0
+            await allocator.write()
+            await image.barrier()
+        except BaseException:
+            for host in taken:
+                allocator.give_back(host >> self._bits, 1)
+            raise
+        await image.write(offset, table_to_bytes(table))
+        await image.barrier()
+        for host in left:
+            for _ in range(references):
+                allocator.give_back(host >> self._bits, 1)
+
+    async def _zeroes(self, references: int, taken: list[int]) -> int:
+        """A new cluster of zeroes with so many references, each of which is in *taken*."""
+        room = await self._allocator.allocate(1, "zero cluster")
+        taken.append(room.offset)
+        if references > 1:
+            await self._allocator.refer(room.offset, references - 1)
+            taken.extend([room.offset] * (references - 1))
+        await self._image.write_zeroes(room.offset, self._cluster)  # also where it reads so: the file must reach there
+        return room.offset
