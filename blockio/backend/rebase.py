@@ -99,7 +99,7 @@ async def _switch(node: BlockNode, backing: BlockNode | None, name: str | None, 
                 node.backing.named_by_image = was_named
             raise
         if node.backing is not None:
-            node.backing.named_by_image = True
+            node.backing.named_by_image = bool(name)
     finally:
         if old is not None:
             await old.unref()

@@ -85,6 +85,10 @@ rebase -b ../other.qcow2 -F qcow2 sub/top.qcow2
 rebase -b 'json:{{"driver":"qcow2","file":{{"driver":"file","filename":"other.qcow2"}}}}' -F qcow2 top.qcow2
 rebase -b file:other.qcow2 -F qcow2 top.qcow2
 rebase -b foo:other.qcow2 -F qcow2 top.qcow2
+rebase -p -t foo -b other.qcow2 -F qcow2 top.qcow2
+rebase -p -T foo -b other.qcow2 -F qcow2 top.qcow2
+rebase -p -b other.qcow2 -F foo top.qcow2
+rebase -p -q -b other.qcow2 -F qcow2 top.qcow2
 """
 
 

@@ -90,9 +90,9 @@ async def test_no_crash_takes_a_passphrase_that_stays_nor_tears_the_disk() -> No
         if state.tick > erased:
             assert not await opens(data, "s")
 
-    report = await explore_crashes(journal, judge, states=120, seed=3)
+    report = await explore_crashes(journal, judge, states=50, seed=3)
     assert report.ok, f"\n{report}"
-    assert report.images > 60
+    assert report.images > 30
 
 
 async def test_every_fault_leaves_a_disk_that_opens_and_a_driver_that_works() -> None:

@@ -11,8 +11,10 @@ import pytest
 from blockio import img
 from blockio.backend import BlockBackend
 from blockio.driver.gate import AllowAll
+from blockio.driver.registry import find_driver
 from blockio.errors import OptionError, UnsupportedFeature
 from blockio.graph.drain import drained
+from blockio.img.options import amend_options
 from blockio.io.driver_calls import amend as amend_node
 from blockio_drivers.qcow2.options import Qcow2AmendOptions
 from tests.crypto.rig import PASSPHRASE, secrets
@@ -136,6 +138,13 @@ async def test_version_2_leaves_nothing_of_bitmaps(image: Path) -> None:
     qemu_img("bitmap", "--add", image, "c")
     await img.amend(disk(image), {"compat": "0.10"})
     assert_clean(image)
+
+
+def test_the_table_of_options_is_that_of_the_drivers() -> None:
+    for name in ("qcow2", "luks"):
+        driver = find_driver(name)
+        assert driver.AmendOptions is not None
+        assert {option.name for option in amend_options(driver)} == set(driver.AmendOptions.__struct_encode_fields__)
 
 
 async def test_what_is_refused_changes_nothing(image: Path) -> None:

@@ -390,7 +390,7 @@ SCENARIOS: Final = by_name(
             repairs=True,
         ),
         *(
-            Scenario(f"rebase, {words}", 150, _named_overlay(cluster, **options), rebases, RebaseRig(), faults=faulty)
+            Scenario(f"rebase, {words}", 110, _named_overlay(cluster, **options), rebases, RebaseRig(), faults=faulty)
             for words, cluster, options, faulty in (
                 ("8 KiB clusters", 8192, {}, False),
                 ("version 2", 4096, {"compat": "0.10"}, False),
@@ -398,9 +398,9 @@ SCENARIOS: Final = by_name(
                 ("amid faults", 8192, {}, True),
             )
         ),
-        Scenario("amend, versions", 250, fresh(60, 512), Amends(512, VERSIONS), SnapshotRig()),
-        Scenario("amend, versions, overlay", 200, overlay(60, 512), Amends(512, VERSIONS), SnapshotRig()),
-        Scenario("amend, versions, snapshots", 250, fresh(60, 512), Amends(512, VERSIONS, snapshots=2), SnapshotRig()),
+        Scenario("amend, versions", 200, fresh(60, 512), Amends(512, VERSIONS), SnapshotRig()),
+        Scenario("amend, versions, overlay", 150, overlay(60, 512), Amends(512, VERSIONS), SnapshotRig()),
+        Scenario("amend, versions, snapshots", 200, fresh(60, 512), Amends(512, VERSIONS, snapshots=2), SnapshotRig()),
         Scenario(
             "amend, versions, large clusters",
             100,
@@ -408,12 +408,12 @@ SCENARIOS: Final = by_name(
             Amends(8192, VERSIONS, snapshots=1),
             SnapshotRig(),
         ),
-        Scenario("amend, widths", 300, fresh(100, 512), Amends(512, WIDTHS), SnapshotRig()),
-        Scenario("amend, widths, snapshots", 200, fresh(60, 1024), Amends(1024, WIDTHS, snapshots=2), SnapshotRig()),
-        Scenario("amend, all at once", 200, fresh(60, 512, compat="0.10"), lengthen, repairs=True),
+        Scenario("amend, widths", 200, fresh(100, 512), Amends(512, WIDTHS), SnapshotRig()),
+        Scenario("amend, widths, snapshots", 150, fresh(60, 1024), Amends(1024, WIDTHS, snapshots=2), SnapshotRig()),
+        Scenario("amend, all at once", 150, fresh(60, 512, compat="0.10"), lengthen, repairs=True),
         Scenario(
             "amend amid faults",
-            200,
+            150,
             fresh(60, 512),
             Amends(512, (*VERSIONS, *WIDTHS[::3]), snapshots=1),
             SnapshotRig(),

@@ -21,7 +21,6 @@ from blockio.types import OpenFlags
 if TYPE_CHECKING:
     from blockio.cli.output import Output
     from blockio.cli.progress import Watcher
-    from blockio.img.opening import Image
 
 __all__ = ["execute", "prepare"]
 
@@ -29,7 +28,9 @@ _LEAST_STEP = 1.0
 
 
 class _Plan(NamedTuple):
-    image: Image
+    choice: ImageChoice
+    names: list[str]
+    format: str | None
     options: OptionList
     force: bool
     quiet: bool
@@ -37,8 +38,8 @@ class _Plan(NamedTuple):
     style: str | None
 
 
-def prepare(args: list[str], output: Output) -> _Plan | int | None:
-    """Read the command line; None asks for help, a number is the exit status already."""
+def prepare(args: list[str], output: Output) -> _Plan | None:
+    """Read the command line; None asks for help."""
     choice = ImageChoice(output)
     options = OptionList(output)
     format: str | None = None
@@ -68,13 +69,7 @@ def prepare(args: list[str], output: Output) -> _Plan | int | None:
             choice.image_opts = True
     if not options:
         raise UsageError("Must specify options (-o)")
-    if format is not None and options.asks_for_help:
-        return _print_help(output, format)
-    if len(line.operands) != 1:
-        fail(output, "Expecting one image file name")
-    cache_flags(choice.cache, OpenFlags())
-    image = choice.image(line.operands[0], format)
-    return _Plan(image, options, force, quiet, percent and not quiet, style)
+    return _Plan(choice, line.operands, format, options, force, quiet, percent and not quiet, style)
 
 
 def _print_help(output: Output, format: str) -> int:
@@ -94,14 +89,20 @@ def _print_help(output: Output, format: str) -> int:
 async def execute(plan: _Plan, output: Output) -> int:
     """Amend, without a word."""
     output.quiet = plan.quiet
-    if plan.options.asks_for_help:
-        async with opened(plan.image, OpenFlags(), resize=True) as blk:
-            assert blk.bs is not None
-            return _print_help(output, blk.bs.driver_class.name)
     with watcher(output, "amend", percent=plan.percent, style=plan.style, least_step=_LEAST_STEP) as watch:
+        if plan.format is not None and plan.options.asks_for_help:
+            return _print_help(output, plan.format)
+        if len(plan.names) != 1:
+            fail(output, "Expecting one image file name")
+        cache_flags(plan.choice.cache, OpenFlags())
+        image = plan.choice.image(plan.names[0], plan.format)
+        if plan.options.asks_for_help:
+            async with opened(image, OpenFlags(), resize=True) as blk:
+                assert blk.bs is not None
+                return _print_help(output, blk.bs.driver_class.name)
         seen = _Started(watch)
         try:
-            await amend(plan.image, plan.options.pairs(), force=plan.force, observer=seen.observer)
+            await amend(image, plan.options.pairs(), force=plan.force, observer=seen.observer)
         except BlockError:
             if seen.started:
                 watch.observer(Progress(1, 1))  # it is over, as the tool people know shows it

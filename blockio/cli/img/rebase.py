@@ -75,8 +75,6 @@ def prepare(args: list[str], output: Output) -> _Plan | None:
         raise UsageError("Expecting one image file name")
     if not unsafe and backing is None:
         raise UsageError("Must specify backing file (-b) or use unsafe mode (-u)")
-    cache_flags(choice.cache, OpenFlags())
-    source_cache(output, backing_cache)
     image = choice.image(line.operands[0], format)
     return _Plan(image, backing, backing_format, backing_cache, share, unsafe, quiet, percent and not quiet, style)
 
@@ -85,6 +83,8 @@ async def execute(plan: _Plan, output: Output) -> int:
     """Rebase, without a word."""
     output.quiet = plan.quiet
     with watcher(output, "rebase", percent=plan.percent, style=plan.style, least_step=_LEAST_STEP, begin=True) as watch:
+        cache_flags(plan.image.cache, OpenFlags())
+        source_cache(output, plan.backing_cache)
         await rebase(
             plan.image,
             plan.backing,

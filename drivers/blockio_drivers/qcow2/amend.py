@@ -120,11 +120,10 @@ async def _downgrade(driver: Qcow2Driver, progress: Callable[[int, int], None] |
     image = parts.image
     await parts.write_back.settle_all()
     await image.barrier()
-    tables = [image.l1, *[await parts.snapshots.l1_table(entry) for entry in parts.snapshots.entries]]
     async with parts.write_back.exclusive():
         expansion = ZeroExpansion(image, parts.allocator, backed=driver.backing is not None, progress=progress)
         try:
-            await expansion.run(tables)
+            await expansion.run(parts.snapshots)
         finally:
             parts.mapping.cache.drop()
     await parts.bitmaps.remove_all()

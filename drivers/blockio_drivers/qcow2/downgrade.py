@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from blockio.errors import CorruptImage, UnsupportedFeature
 from blockio_drivers.qcow2.header import CompressionType
+from blockio_drivers.qcow2.overlap import SortedOffsets
 from blockio_drivers.qcow2.tables import (
     COMPRESSED,
     COPIED,
@@ -24,10 +25,11 @@ from blockio_drivers.qcow2.tables import (
 
 if TYPE_CHECKING:
     from array import array
-    from collections.abc import Callable, Iterable
+    from collections.abc import Awaitable, Callable
 
     from blockio_drivers.qcow2.allocator import Allocator
     from blockio_drivers.qcow2.image import Image
+    from blockio_drivers.qcow2.snapshots import Snapshots
 
 __all__ = ["ZeroExpansion"]
 
@@ -47,23 +49,32 @@ class ZeroExpansion:
         self._bits = image.geometry.cluster_bits
         self._cluster = image.geometry.cluster_size
 
-    async def run(self, l1_tables: Iterable[array[int]]) -> None:
-        """Expand them in all L2 tables that *l1_tables* lead to.
+    async def run(self, snapshots: Snapshots) -> None:
+        """Expand them in all L2 tables, those of *snapshots* too.
 
         UnsupportedFeature, with nothing changed, where there are compressed clusters of a kind that version 2 does not
         have. Failed or cancelled, some tables are done, and the image is sound.
         """
-        found = sorted({entry & L1_OFFSET_MASK for table in l1_tables for entry in table} - {0})
         if self._image.header.compression_type is not CompressionType.ZLIB:
-            for offset in found:
-                if any(entry & COMPRESSED for entry in await self._read(offset)):
-                    raise UnsupportedFeature(
-                        "Cannot downgrade an image with zstd compression type and existing compressed clusters"
-                    )
-        for done, offset in enumerate(found):
-            if self._progress is not None:
-                self._progress(done, len(found))
-            await self._expand(offset)
+            await self._for_each_table(snapshots, self._refuse_compressed)
+        await self._for_each_table(snapshots, self._expand)
+
+    async def _for_each_table(self, snapshots: Snapshots, work: Callable[[int], Awaitable[None]]) -> None:
+        """Await *work* for the offset of each L2 table; one that several L1 tables share comes again."""
+        done, total = 0, len(self._image.l1) + sum(entry.l1_size for entry in snapshots.entries)
+        for entry in (None, *snapshots.entries):
+            l1 = self._image.l1 if entry is None else await snapshots.l1_table(entry)
+            for offset in SortedOffsets(l1, L1_OFFSET_MASK).offsets:
+                await work(offset)
+                done += 1
+                if self._progress is not None:
+                    self._progress(done, total)
+
+    async def _refuse_compressed(self, offset: int) -> None:
+        if any(entry & COMPRESSED for entry in await self._read(offset)):
+            raise UnsupportedFeature(
+                "Cannot downgrade an image with zstd compression type and existing compressed clusters"
+            )
 
     async def _read(self, offset: int) -> array[int]:
         if offset & (self._cluster - 1):
