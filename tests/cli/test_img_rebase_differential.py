@@ -85,6 +85,8 @@ rebase -b ../other.qcow2 -F qcow2 sub/top.qcow2
 rebase -b 'json:{{"driver":"qcow2","file":{{"driver":"file","filename":"other.qcow2"}}}}' -F qcow2 top.qcow2
 rebase -b file:other.qcow2 -F qcow2 top.qcow2
 rebase -b foo:other.qcow2 -F qcow2 top.qcow2
+rebase -b above.qcow2 -F qcow2 top.qcow2
+rebase -b top.qcow2 -F qcow2 top.qcow2
 rebase -p -t foo -b other.qcow2 -F qcow2 top.qcow2
 rebase -p -T foo -b other.qcow2 -F qcow2 top.qcow2
 rebase -p -b other.qcow2 -F foo top.qcow2
@@ -126,6 +128,7 @@ def chains(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write(name, "write -P 6 100k 30k", "discard 512k 64k")
     qemu_img("snapshot", "-c", "one", "kept.qcow2", cwd=folder)
     write("kept.qcow2", "write -P 5 0 10k")
+    create("qcow2", "-b", "top.qcow2", "-F", "qcow2", "above.qcow2")
     (folder / "sub").mkdir()
     create("qcow2", "sub/base.qcow2", "1M")
     create("qcow2", "-b", "base.qcow2", "-F", "qcow2", "sub/top.qcow2")

@@ -12,14 +12,14 @@ from blockio import img
 from blockio.backend import BlockBackend
 from blockio.driver.gate import AllowAll
 from blockio.driver.registry import find_driver
-from blockio.errors import OptionError, UnsupportedFeature
+from blockio.errors import CorruptImage, OptionError, UnsupportedFeature
 from blockio.graph.drain import drained
 from blockio.img.options import amend_options
 from blockio.io.driver_calls import amend as amend_node
 from blockio_drivers.qcow2.options import Qcow2AmendOptions
 from tests.crypto.rig import PASSPHRASE, secrets
 from tests.qcow2.amend_work import amend
-from tests.qcow2.engine import check_image, new_image, open_disk
+from tests.qcow2.engine import check_image, first_l2_table, new_image, open_disk, put
 from tests.support.qemu import assert_clean, pattern, qemu_img, qemu_io
 
 MIB = 1 << 20
@@ -138,6 +138,21 @@ async def test_version_2_leaves_nothing_of_bitmaps(image: Path) -> None:
     qemu_img("bitmap", "--add", image, "c")
     await img.amend(disk(image), {"compat": "0.10"})
     assert_clean(image)
+
+
+async def test_entries_that_lead_astray_are_the_end_of_it() -> None:
+    """Zero clusters at no cluster's beginning, or far behind the end of the file, where nothing is counted."""
+    for host, words in ((0x12200, "unaligned"), (1 << 45, "outside of the image")):
+        child = await new_image(MIB)
+        async with open_disk(child) as one:
+            await one.write(0, b"a" * 65536)
+        _, l2 = first_l2_table(child)
+        put(child, l2 + 8, host | 1)
+        length = len(child.data)
+        with pytest.raises(CorruptImage, match=words):
+            async with open_disk(child) as one:
+                await amend(one, compat="0.10")
+        assert len(child.data) == length
 
 
 def test_the_table_of_options_is_that_of_the_drivers() -> None:

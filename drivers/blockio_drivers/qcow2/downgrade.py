@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from blockio.errors import CorruptImage, UnsupportedFeature
 from blockio_drivers.qcow2.header import CompressionType
+from blockio_drivers.qcow2.image import Corruption, hexadecimal
 from blockio_drivers.qcow2.overlap import SortedOffsets
 from blockio_drivers.qcow2.tables import (
     COMPRESSED,
@@ -96,6 +97,12 @@ class ZeroExpansion:
         try:
             for at in zero:
                 host = table[at] & L2_OFFSET_MASK
+                if host & (self._cluster - 1):
+                    raise Corruption(
+                        f"Cluster allocation offset {host:#x} unaligned (L2 offset: {offset:#x}, L2 index: "
+                        f"{hexadecimal(at)})"
+                    )
+                await allocator.belongs(host, "Data cluster")
                 if host and await allocator.refcount(host) == references:
                     # Nobody comes to it but through this table.
                     image.guard.check(host, self._cluster)
