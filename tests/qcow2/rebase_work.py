@@ -52,12 +52,12 @@ def _raw(stack: ExitStack, name: str) -> dict[str, Any]:
     return {"driver": "raw", "file": options}
 
 
-async def rebases(rnd: random.Random, guest: Guest) -> None:
+async def rebases(rnd: random.Random, guest: Guest, rounds: int = 3) -> None:
     """A few writes, then the next backing file; or none."""
     assert isinstance(guest.disk, BackendDisk)
     node = guest.disk.blk.bs
     assert node is not None
-    for _ in range(3):
+    for _ in range(rounds):
         for _ in range(3):
             sector = rnd.randrange(guest.length // 512 - 4)
             await guest.write(sector * 512, rnd.randbytes(rnd.randrange(1, 5) * 512))
