@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from blockio_drivers.qcow2.amend_plan import AmendPlan
 from blockio_drivers.qcow2.downgrade import ZeroExpansion
 from blockio_drivers.qcow2.header import Autoclear, Compatible, CompressionType
+from blockio_drivers.qcow2.image import finish
 from blockio_drivers.qcow2.refcount_width import RefcountWidth
 
 if TYPE_CHECKING:
@@ -73,17 +74,23 @@ async def _change_width(driver: Qcow2Driver, order: int, progress: Callable[[int
     image = parts.image
     await parts.write_back.settle_all()
     await image.barrier()
+    change = RefcountWidth(image, parts.allocator, order, progress)
     async with parts.write_back.exclusive():
-        change = RefcountWidth(image, parts.allocator, order, progress)
-        try:
-            left = await change.change()
-        finally:
-            if image.header.refcount_order != image.geometry.refcount_order:
-                driver.renew(change.table)
-    parts = driver.parts
-    for first, count in left:
-        parts.allocator.replaced(first, count)
-    await parts.write_back.settle_all()
+        await change.build()
+    await finish(_turn_width(driver, change))
+
+
+async def _turn_width(driver: Qcow2Driver, change: RefcountWidth) -> None:
+    """The new structure is the image's, then the old one is given back; where that is not sure it stays untouched."""
+    image = driver.parts.image
+    try:
+        await change.turn()
+    finally:
+        if image.header.refcount_order != image.geometry.refcount_order:
+            driver.renew(change.table)
+    for first, count in change.left:
+        driver.parts.allocator.replaced(first, count)
+    await driver.parts.write_back.settle_all()
 
 
 async def _set_data_file(driver: Qcow2Driver, options: Qcow2AmendOptions) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from blockio.errors import CorruptImage, UnsupportedFeature
 from blockio_drivers.qcow2.header import CompressionType
-from blockio_drivers.qcow2.image import Corruption, hexadecimal
+from blockio_drivers.qcow2.image import Corruption, finish, hexadecimal
 from blockio_drivers.qcow2.overlap import SortedOffsets
 from blockio_drivers.qcow2.tables import (
     COMPRESSED,
@@ -118,11 +118,15 @@ class ZeroExpansion:
             for host in taken:
                 allocator.give_back(host >> self._bits, 1)
             raise
-        await image.write(offset, table_to_bytes(table))
-        await image.barrier()
+        # Cancelled in between, nobody would know whose the clusters are.
+        await finish(self._turn(offset, table, left * references))
+
+    async def _turn(self, offset: int, table: array[int], left: list[int]) -> None:
+        """Write the table; each of *left* is one reference that it had."""
+        await self._image.write(offset, table_to_bytes(table))
+        await self._image.barrier()
         for host in left:
-            for _ in range(references):
-                allocator.give_back(host >> self._bits, 1)
+            self._allocator.give_back(host >> self._bits, 1)
 
     async def _zeroes(self, references: int, taken: list[int]) -> int:
         """A new cluster of zeroes with so many references, each of which is in *taken*."""

@@ -41,34 +41,37 @@ class RefcountWidth:
         self._blocks: dict[int, int] = {}
         self._rooms: list[tuple[int, int]] = []
         self.table = array("Q")
-        """The new refcount table, once the header leads to it."""
+        """The new refcount table, once it is built, and where it lies; ``left`` are the old structure's clusters."""
+        self.offset = 0
+        self.left: list[tuple[int, int]] = []
 
-    async def change(self) -> list[tuple[int, int]]:
-        """Do it. The answer is the clusters of the old structure, as runs to give back to an allocator of the new one.
+    async def build(self) -> None:
+        """Build it, and make it stable. The image still has the old one.
 
-        OptionError where a refcount does not fit; any I/O error. Then, and when cancelled, the header says which of
-        the two structures is the image's; the other one's clusters stay untouched.
+        OptionError where a refcount does not fit; any I/O error. Then, and when cancelled, nothing has changed.
         """
         image, allocator = self._image, self._allocator
         try:
             await self._verify()
-            offset, clusters = await self._make_room()
+            self.offset, clusters = await self._make_room()
             await allocator.write()
             await self._write_blocks()
             self.table = array("Q", bytes(clusters << self._bits))
             for index, block in self._blocks.items():
                 self.table[index] = block
-            await image.write(offset, table_to_bytes(self.table))
+            await image.write(self.offset, table_to_bytes(self.table))
             await image.barrier()
         except BaseException:
             for first, count in self._rooms:
                 allocator.give_back(first, count)
             raise
         header = image.header
-        left = [(header.refcount_table_offset >> self._bits, header.refcount_table_clusters)]
-        left += [((entry & REFCOUNT_TABLE_OFFSET_MASK) >> self._bits, 1) for entry in allocator.table if entry]
-        await image.set_refcounts(offset, clusters, self._new.order)
-        return left
+        self.left = [(header.refcount_table_offset >> self._bits, header.refcount_table_clusters)]
+        self.left += [((entry & REFCOUNT_TABLE_OFFSET_MASK) >> self._bits, 1) for entry in allocator.table if entry]
+
+    async def turn(self) -> None:
+        """Let the header lead to what was built. Where that fails it says which of the two is the image's."""
+        await self._image.set_refcounts(self.offset, len(self.table) * 8 >> self._bits, self._new.order)
 
     async def _verify(self) -> None:
         """Every refcount fits into the new width."""
