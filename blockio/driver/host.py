@@ -111,8 +111,11 @@ class ChildOpener(Protocol):
         """The child that the *image* names; *kind* is a ``ReferenceKind`` value.
 
         The caller's own options for *name* win without asking the gate; else the reference goes through it.
-        *target* is as the image holds it; it is resolved against the image's folder here.
+        *target* is as the image holds it; a backing file is resolved against the image's folder here.
         """
+
+    def ignore(self, name: str) -> None:
+        """The caller's options for child *name*, if any, are known but not wanted now."""
 
     def frozen_chain(self, bottom: str) -> FrozenChain:
         """Freeze the images below this node down to the node called *bottom*. The child they begin at is open.
@@ -140,6 +143,12 @@ class CreateTarget(Protocol):
     @property
     def file(self) -> Child:
         """The new, empty protocol node with WRITE and RESIZE."""
+
+    def beside(self, filename: str) -> AbstractAsyncContextManager[Child]:
+        """Create one more empty file, which the caller's options name; the child holds WRITE and RESIZE.
+
+        Raises what creating and opening raise. Where all comes to nothing it is removed, unless it was there before.
+        """
 
     def open_image(self) -> AbstractAsyncContextManager[Child]:
         """Open the image just written with its own driver; the child holds WRITE and RESIZE on it."""

@@ -62,9 +62,7 @@ async def create_image(
         file_options = {**(file_options or {}), **(options or {})}
     assert issubclass(protocol, ProtocolDriver)
     typed_file = _convert(protocol, file_options or {})
-    name = protocol.parse_filename(filename).get("filename", filename)
-    fresh = not await protocol.co_file_exists(name)
-    try:
+    async with _removed_on_failure(protocol, filename) as name:
         await protocol.co_create_file(name, typed_file)
         if issubclass(cls, FormatDriver):
             node = await open_node(
@@ -76,6 +74,15 @@ async def create_image(
             )
             async with _Creator(cls, node, path_factory, trust) as target:
                 await cls.co_create(target, typed)
+
+
+@asynccontextmanager
+async def _removed_on_failure(protocol: type[ProtocolDriver], filename: str) -> AsyncIterator[str]:
+    """*filename* without its prefix. A file that is made inside, and was not there before, goes if that fails."""
+    name = protocol.parse_filename(filename).get("filename", filename)
+    fresh = not await protocol.co_file_exists(name)
+    try:
+        yield name
     except BaseException:
         if fresh:
             await finish(asyncio.ensure_future(_remove(protocol, name)))
@@ -171,6 +178,31 @@ class _Creator:
         """The new file."""
         assert self._edge is not None
         return self._edge
+
+    @asynccontextmanager
+    async def beside(self, filename: str) -> AsyncIterator[Child]:
+        """See ``CreateTarget``."""
+        protocol = _protocol(filename)
+        if not issubclass(protocol, ProtocolDriver) or not _overrides(protocol, "co_create_file"):
+            raise UnsupportedFeature(f"Protocol driver '{protocol.name}' does not support image creation")
+        async with _removed_on_failure(protocol, filename) as name:
+            empty = {"size": 0} if "size" in _fields(protocol) else {}
+            await protocol.co_create_file(name, _convert(protocol, empty))
+            node = await open_node(
+                filename,
+                options={"driver": protocol.name},
+                flags=self._node.flags,
+                trust=self._trust,
+                path_factory=self._path_factory,
+            )
+            try:
+                edge = attach_child(self, node, "data-file", Role.DATA, _OWN, Perm.ALL)
+            finally:
+                await node.unref()
+            try:
+                yield edge
+            finally:
+                await detach_child(edge)
 
     @asynccontextmanager
     async def open_image(self) -> AsyncIterator[Child]:

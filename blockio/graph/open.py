@@ -374,10 +374,13 @@ class _Opener:
         if given is None or given == "":
             self._take(name)
             return None
-        if given is not _MISSING and (not isinstance(given, Mapping) or _names_storage(given)):
+        # What is said of a data file is all that counts; a backing file's options may leave the name to the image.
+        whole = why is not ReferenceKind.BACKING or not isinstance(given, Mapping) or _names_storage(given)
+        if given is not _MISSING and whole:
             return await self.child(name, role)
         try:
-            resolved = self._resolve(target)
+            # Where a data file is is said as on a command line, not as seen from the image.
+            resolved = self._resolve(target) if why is ReferenceKind.BACKING else target
             reference = Reference(why, self._node_filename(), resolved, format)
             decision = await self._where.gate(reference)
             extra = self._take(name)
@@ -400,6 +403,10 @@ class _Opener:
             return child
         except BlockError as error:
             raise self._worded(error, role) from error
+
+    def ignore(self, name: str) -> None:
+        """See ``ChildOpener``."""
+        self._take(name)
 
     def frozen_chain(self, bottom: str) -> FrozenLinks:
         """See ``ChildOpener``."""

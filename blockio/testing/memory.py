@@ -246,6 +246,9 @@ class MemoryOpener:
         self.asked.append({"name": name, "target": target, "format": format, "kind": kind})
         return self.children.get(name)
 
+    def ignore(self, name: str) -> None:
+        """Nothing is opened here."""
+
     def frozen_chain(self, bottom: str) -> FrozenChain:
         """There are no nodes here."""
         raise OptionError(f"Bottom node '{bottom}' not found")

@@ -21,7 +21,7 @@ from blockio.io import mapped
 from blockio.testing.memory import MemoryChild, MemoryHost, MemoryOpener
 from blockio.testing.rig import Disks
 from blockio.testing.wrapping import Wrap
-from blockio.types import ExtentKind, OpenFlags, PreallocMode
+from blockio.types import ExtentKind, OpenFlags, PreallocMode, Role
 from blockio_drivers.qcow2.create import create_image
 from blockio_drivers.qcow2.driver import Qcow2Driver
 from blockio_drivers.qcow2.options import Qcow2CreateOptions, Qcow2Options
@@ -34,6 +34,7 @@ __all__ = [
     "check_image",
     "first_l2_table",
     "new_image",
+    "new_image_with_data_file",
     "open_disk",
     "put",
     "qemu_reads",
@@ -48,6 +49,14 @@ class Target:
     """What ``create_image`` writes onto."""
 
     file: Child
+
+    data: MemoryChild | None = None
+
+    @asynccontextmanager
+    async def beside(self, filename: str) -> AsyncIterator[Child]:
+        self.data = MemoryChild(name=filename, role=Role.DATA)
+        self.data.filename = filename
+        yield self.data
 
     def open_image(self) -> Any:
         raise AssertionError("nothing here needs the image opened while it is made")
@@ -87,6 +96,8 @@ class Disk:
         await self.driver.co_flush_to_os()
         await self.driver.co_flush_to_disk()
         await self.driver.file.co_flush()
+        if self.driver._image.data is not self.driver.file:
+            await self.driver._image.data.co_flush()
 
     async def truncate(self, length: int, prealloc: PreallocMode = PreallocMode.OFF, flags: int = 0) -> None:
         await self.driver.co_truncate(length, exact=True, prealloc=prealloc, flags=flags)
@@ -109,12 +120,18 @@ class Disk:
 
 
 async def open_driver(
-    file: Child, *, flags: OpenFlags = UNMAP, backing: Child | None = None, **options: Any
+    file: Child,
+    *,
+    flags: OpenFlags = UNMAP,
+    backing: Child | None = None,
+    data: Child | None = None,
+    **options: Any,
 ) -> tuple[Qcow2Driver, MemoryHost]:
     """A driver over *file*."""
     host = MemoryHost(flags=flags)
     driver = Qcow2Driver(host)
-    opener = MemoryOpener(file=file, backing=backing) if backing is not None else MemoryOpener(file=file)
+    given = {"file": file, "backing": backing, "data_file": data}
+    opener = MemoryOpener(**{name: child for name, child in given.items() if child is not None})
     await driver.open(Qcow2Options(**options), opener)
     return driver, host
 
@@ -125,11 +142,12 @@ async def open_disk(
     *,
     flags: OpenFlags = UNMAP,
     backing: Child | None = None,
+    data: Child | None = None,
     through: Child | None = None,
     **options: Any,
 ) -> AsyncIterator[Disk]:
     """A driver over *file* (or *through* something that leads to it), closed at the end."""
-    driver, host = await open_driver(through or file, flags=flags, backing=backing, **options)
+    driver, host = await open_driver(through or file, flags=flags, backing=backing, data=data, **options)
     disk = Disk(driver, host, file)
     try:
         yield disk
@@ -181,10 +199,22 @@ class Qcow2Rig:
         if wrap is not None:
             children = {name: wrap(name, child) for name, child in files.items()}
         flags = OpenFlags(read_only=True) if read_only else UNMAP
-        backing = children.get("backing")
-        options = {} if read_only else self.options
-        async with open_disk(files["file"], through=children["file"], flags=flags, backing=backing, **options) as disk:
+        options = {"backing": children.get("backing"), "data": children.get("data-file")}
+        if not read_only:
+            options.update(self.options)
+        async with open_disk(files["file"], through=children["file"], flags=flags, **options) as disk:
             yield PackingDisk(disk.driver, disk.host, disk.file) if self.packing and not read_only else disk
+
+
+async def new_image_with_data_file(size: int, **options: Any) -> tuple[MemoryChild, MemoryChild]:
+    """A fresh image in memory, and its data file, which it calls ``data.raw``."""
+    child = MemoryChild()
+    target = Target(child)
+    await create_image(target, Qcow2CreateOptions(size=size, data_file="data.raw", **options))
+    assert target.data is not None
+    child.log.clear()
+    target.data.log.clear()
+    return child, target.data
 
 
 def check_image(data: bytes | bytearray, *, leaks: bool = False) -> None:
@@ -193,7 +223,9 @@ def check_image(data: bytes | bytearray, *, leaks: bool = False) -> None:
         path = Path(folder) / "image.qcow2"
         path.write_bytes(data)
         # Without what it stands on, which is nowhere in these tests.
-        node = {"driver": "qcow2", "backing": None, "file": {"driver": "file", "filename": str(path)}}
+        node: dict[str, Any] = {"driver": "qcow2", "backing": None, "file": {"driver": "file", "filename": str(path)}}
+        if data[79] & 4:
+            node["data-file"] = {"driver": "null-co"}
         done = subprocess.run(
             ["qemu-img", "check", f"json:{json.dumps(node)}"], capture_output=True, text=True, check=False, timeout=60
         )

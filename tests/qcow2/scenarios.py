@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -12,11 +13,12 @@ from typing import Any, Final
 from blockio.driver.base import CheckFix
 from blockio.testing.crash import CrashState, explore_crashes, record
 from blockio.testing.guest import SECTOR, Guest
-from blockio.testing.rig import StackRig
+from blockio.testing.rig import Disks, StackRig
+from blockio.testing.wrapping import Wrap
 from blockio.types import PreallocMode, RequestFlags
 from tests.qcow2.amend_work import VERSIONS, WIDTHS, Amends, lengthen
 from tests.qcow2.crash import MakeImage, Scenario
-from tests.qcow2.engine import Disk, Qcow2Rig, new_image, open_disk
+from tests.qcow2.engine import Disk, Qcow2Rig, new_image, new_image_with_data_file, open_disk
 from tests.qcow2.rebase_work import BACKING, RebaseRig, rebases
 from tests.qcow2.snapshot_work import SnapshotRig, snapshots_at_work
 from tests.support.qemu import qemu_img
@@ -70,6 +72,34 @@ def _named_overlay(cluster: int, **options: Any) -> MakeImage:
         return {"file": image.data}
 
     return make
+
+
+def apart(clusters: int, cluster: int, *, below: bool = False, **options: Any) -> MakeImage:
+    """A new image with a data file, in which there is anything unless it is raw; *below*: and half a backing file."""
+
+    async def make(rnd: random.Random) -> Mapping[str, bytes | bytearray]:
+        size = clusters * cluster
+        if below:
+            options.update(backing_file="base.raw", backing_fmt="raw")
+        image, data = await new_image_with_data_file(size, cluster_size=cluster, **options)
+        if not options.get("data_file_raw") and rnd.random() < 0.5:
+            data.data[:] = rnd.randbytes(rnd.randrange(2 * size))
+        backing = {"backing": rnd.randbytes(size // 2)} if below else {}
+        return {"file": image.data, "data-file": data.data, **backing}
+
+    return make
+
+
+class InStep(Qcow2Rig):
+    """Whenever somebody looks, the raw data file reads as the disk does."""
+
+    @asynccontextmanager
+    async def open(self, disks: Disks, *, wrap: Wrap | None = None, read_only: bool = False) -> AsyncIterator[Disk]:
+        async with super().open(disks, wrap=wrap, read_only=read_only) as disk:
+            if read_only:
+                content = await disk.read(0, disk.length)
+                assert disks["data-file"][: disk.length].ljust(disk.length, b"\0") == content, "out of step"
+            yield disk
 
 
 def crashed(clusters: int, cluster: int, **options: Any) -> MakeImage:
@@ -186,6 +216,11 @@ def graph(disks: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
 def chain(disks: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
     """An overlay whose backing file is raw."""
     return {"driver": "qcow2", "file": disks["file"], "backing": {"driver": "raw", "file": disks["backing"]}}
+
+
+def two_files(disks: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """qcow2 over its disk and its data file."""
+    return {"driver": "qcow2", **disks, "l2-cache-size": 1024}
 
 
 class Packed(Requests):
@@ -419,6 +454,47 @@ SCENARIOS: Final = by_name(
             SnapshotRig(),
             faults=True,
             run=80,
+        ),
+        Scenario("data file", 500, apart(100, 512), Requests(512), Qcow2Rig(**SMALL)),
+        Scenario("data file, side by side", 500, apart(80, 512), SideBySide(512, 28), Qcow2Rig(**SMALL), turns=3),
+        Scenario("data file of an overlay", 300, apart(60, 512, below=True), Requests(512)),
+        Scenario("data file, lazy", 200, apart(60, 512, lazy_refcounts=True), Requests(512), repairs=True),
+        Scenario("data file, subclusters", 300, apart(8, 16384, extended_l2=True), SideBySide(512, 28), turns=3),
+        Scenario("data file, resize", 300, apart(100, 512), Resizes(512, PreallocMode.OFF)),
+        Scenario("data file, resize, full", 200, apart(100, 512), Resizes(512, PreallocMode.FULL)),
+        Scenario("data file through the graph", 200, apart(100, 512), Anywhere(512, 20), StackRig(two_files), turns=2),
+        Scenario("raw data file", 500, apart(100, 512, data_file_raw=True), Requests(512), InStep(**SMALL)),
+        Scenario(
+            "raw data file, side by side",
+            500,
+            apart(80, 512, data_file_raw=True),
+            SideBySide(512, 28),
+            InStep(),
+            turns=3,
+        ),
+        Scenario(
+            "raw data file, subclusters",
+            300,
+            apart(8, 16384, extended_l2=True, data_file_raw=True),
+            SideBySide(512, 28),
+            InStep(),
+            turns=3,
+        ),
+        Scenario(
+            "raw data file amid faults",
+            300,
+            apart(100, 512, data_file_raw=True),
+            Requests(512, 20),
+            InStep(),
+            faults=True,
+            run=80,
+        ),
+        Scenario(
+            "raw data file, resize",
+            300,
+            apart(100, 512, data_file_raw=True),
+            Resizes(512, PreallocMode.OFF),
+            InStep(),
         ),
         Scenario("growing refcount table", 150, full_refcount_table(), grow_refcount_table),
         Scenario("repair on opening", 600, crashed(100, 512, lazy_refcounts=True), only_open, repairs=True, run=80),

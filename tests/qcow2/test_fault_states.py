@@ -22,7 +22,7 @@ from blockio.types import PreallocMode
 from tests.qcow2.amend_work import VERSIONS, WIDTHS, Amends
 from tests.qcow2.crash import Scenario, show_qemu
 from tests.qcow2.engine import Disk, Qcow2Rig
-from tests.qcow2.scenarios import SMALL, Packed, Requests, Resizes, crashed, fresh, only_open, overlay
+from tests.qcow2.scenarios import SMALL, InStep, Packed, Requests, Resizes, apart, crashed, fresh, only_open, overlay
 
 
 class KeepingRig(Qcow2Rig):
@@ -42,6 +42,10 @@ class KeepingRig(Qcow2Rig):
         self.count += 1
         if self.count % 20 == 0:
             self.kept.append(bytes(disks["file"]))
+
+
+class KeepingInStep(KeepingRig, InStep):
+    """Of a raw data file, which is compared with the disk each time."""
 
 
 def scenario(name: str, *args: Any, **kwargs: Any) -> Scenario:
@@ -64,6 +68,15 @@ SCENARIOS = {
             KeepingRig(),
         ),
         scenario("resize", fresh(60, 512, refcount_bits=64), Resizes(512, PreallocMode.OFF, 2), KeepingRig()),
+        scenario("data file", apart(60, 512), Requests(512, 12), KeepingRig(**SMALL)),
+        scenario("data file, resize", apart(60, 512), Resizes(512, PreallocMode.FULL, 1), KeepingRig()),
+        scenario("raw data file", apart(60, 512, data_file_raw=True), Requests(512, 12), KeepingInStep()),
+        scenario(
+            "raw data file, resize",
+            apart(30, 512, data_file_raw=True),
+            Resizes(512, PreallocMode.OFF, 1),
+            KeepingInStep(),
+        ),
         scenario("compressed", fresh(60, 2048), Packed(2048, 8), KeepingRig(packing=True)),
         scenario("preallocate", fresh(60, 512), Resizes(512, PreallocMode.METADATA, 1), KeepingRig()),
         scenario("amend, versions", overlay(24, 1024), Amends(1024, VERSIONS, rounds=2, snapshots=1), KeepingRig()),

@@ -108,7 +108,7 @@ class TestDecode:
         assert header.encryption == EncryptionExtension(HostOffset(0x50000), 2048)
         assert header.feature_names == (FeatureName(0, 63, "time travel"),)
         assert header.bitmaps == BitmapsExtension(2, 96, HostOffset(0x60000))
-        assert header.unsupported_features() == ["external data file", "encryption (LUKS)"]
+        assert header.unsupported_features() == ["encryption (LUKS)"]
         assert Header.decode(header.encode()).bitmaps == header.bitmaps
 
     def test_bitmaps_without_their_autoclear_bit_are_void(self) -> None:
@@ -308,7 +308,6 @@ class TestOpenedForWhat:
     @pytest.mark.parametrize(
         ("changes", "named"),
         [
-            ({"incompatible": 4}, "external data file"),
             ({"crypt_method": 1}, "encryption (AES)"),
         ],
     )

@@ -11,12 +11,13 @@ import errno
 import json
 import os
 from collections.abc import Awaitable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 import blockio
-from blockio import Allow, AllowAll, Decision, Deny, OpenDenied, Reference, ReferenceKind, Replace, UnsupportedFeature
+from blockio import Allow, AllowAll, Decision, Deny, OpenDenied, Reference, ReferenceKind, Replace
 from blockio.graph.node import all_nodes
 from tests.support.leaks import Census
 from tests.support.qemu import qemu_img
@@ -180,15 +181,65 @@ async def test_a_data_file(tmp_path: Path) -> None:
     raw[at : at + len(old)] = new.ljust(len(old), b"\0")
     image.write_bytes(raw)
     gate = Recorder(Deny("no"))
-    # A qcow2 driver without external data files refuses the image before anybody has to be asked.
-    with pytest.raises((OpenDenied, UnsupportedFeature)) as caught:
+    with pytest.raises(OpenDenied):
         await blockio.open(str(image), format="qcow2", gate=gate, read_only=True)
-    if caught.type is OpenDenied:
-        assert [(reference.kind, reference.target) for reference in gate.asked] == [
-            (ReferenceKind.DATA_FILE, "/etc/passwd")
-        ]
-    with pytest.raises((OpenDenied, UnsupportedFeature)):
+    assert [(reference.kind, reference.target) for reference in gate.asked] == [
+        (ReferenceKind.DATA_FILE, "/etc/passwd")
+    ]
+    with pytest.raises(OpenDenied):
         await blockio.open(str(image), format="qcow2")
+    data.write_bytes(b"mine".ljust(65536, b"."))
+    ways: tuple[dict[str, object], ...] = (
+        {"data-file": {"driver": "file", "filename": str(data)}},
+        {"data-file.filename": str(data)},
+    )
+    for options in ways:
+        gate.asked.clear()
+        given = {"driver": "qcow2", "file.filename": str(image), **options}
+        async with blockio.open(
+            options=given, gate=gate, read_only=True
+        ) as blk:  # what the caller says is not the image's to decide, and nobody is asked
+            memory = bytearray(4)
+            await blk.co_preadv(0, memory)
+            assert memory == b"mine"
+        assert not gate.asked
+    replacing = Recorder(Replace({"driver": "file", "filename": str(data)}))
+    async with blockio.open(str(image), format="qcow2", gate=replacing, read_only=True) as blk:
+        await blk.co_preadv(0, memory)
+        assert memory == b"mine"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        b'json:{"driver":"file","filename":"/etc/passwd"}',
+        b"nbd:localhost:10809",
+        b"file:/etc/passwd",
+        b"\xff\xfe",
+        b"a\0b",
+        b"evil.qcow2",
+        b".",
+        b"nowhere",
+    ],
+)
+async def test_any_name_of_a_data_file_is_the_gates(
+    name: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    image = tmp_path / "evil.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", image, "64k")
+    raw = bytearray(image.read_bytes())
+    raw[79] |= 4
+    raw[112:512] = (b"DATA" + len(name).to_bytes(4, "big") + name).ljust(400, b"\0")
+    image.write_bytes(raw)
+    gate = Recorder(Deny("no"))
+    with pytest.raises(OpenDenied):
+        await blockio.open("evil.qcow2", format="qcow2", gate=gate)
+    wanted = name.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+    assert [reference.target for reference in gate.asked] == [wanted]
+    with suppress(blockio.BlockError):  # whatever is there, an answer of the gate's is an answer
+        async with blockio.open("evil.qcow2", format="qcow2", gate=AllowAll(), read_only=True):
+            pass
 
 
 async def test_a_guest_that_writes_a_header_onto_its_raw_disk(tmp_path: Path, secret: Path) -> None:

@@ -54,6 +54,9 @@ class MemoryTarget:
     def __init__(self, file: MemoryChild | None = None) -> None:
         self.file = file or MemoryChild()
 
+    def beside(self, filename: str) -> AbstractAsyncContextManager[Child]:
+        raise AssertionError("no data file is asked for")
+
     def open_image(self) -> AbstractAsyncContextManager[Child]:
         """Never needed: preallocation is laid out directly."""
         raise AssertionError("creating an image opens nothing")

@@ -38,7 +38,7 @@ class InPlace(Allocation):
     __slots__ = ("_image", "_token")
 
     def __init__(self, image: Image, offset: int, length: int, host_offset: int) -> None:
-        super().__init__(image.file, offset, length, host_offset)
+        super().__init__(image.data, offset, length, host_offset)
         self._image = image
         self._token = image.retired.enter()
 
@@ -73,7 +73,7 @@ class NewRoom(Allocation):
         bits = geometry.subcluster_bits
         inside = offset & geometry.subcluster_mask
         super().__init__(
-            writer.image.file,
+            writer.image.data,
             offset,
             length,
             room + (offset & geometry.cluster_mask),
@@ -90,21 +90,26 @@ class NewRoom(Allocation):
 
     async def link(self) -> None:
         """Put the clusters into the L2 table (in memory; written back in order), let go of what was there."""
-        self._writer.enter(self._slice, self._plan, self._room)
-        self._end()
+        self.enter()
+        self.leave()
 
     async def reserve(self) -> None:
         """As ``link``, for clusters that read as zeroes: where the layout can say so they hold no data yet."""
         self._writer.enter(self._slice, self._plan, self._room, data=False)
-        self._end()
+        self.leave()
 
     async def abandon(self) -> None:
         """Give the clusters back."""
         if not self._plan.room:
             self._writer.give_back(self._room, self._hold.end - self._hold.start)
-        self._end()
+        self.leave()
 
-    def _end(self) -> None:
+    def enter(self) -> None:
+        """The first half of ``link``: the clusters are the guest's."""
+        self._writer.enter(self._slice, self._plan, self._room)
+
+    def leave(self) -> None:
+        """The second half: others may have the guest clusters."""
         self._slice.pins -= 1
         self._hold.release()
 
@@ -153,12 +158,7 @@ class Writer:
                 continue
             place = self._in_place(found.table, offset, nbytes)
             if place is not None:
-                if place.host_offset >= self.image.file.length:
-                    try:
-                        await self._allocator.belongs(place.host_offset, "Data cluster")
-                    except BaseException:
-                        await place.abandon()
-                        raise
+                await self._confirm(place)
                 return place
             if not await self.wait_for(start, self._cluster, again=waited):
                 break
@@ -175,10 +175,31 @@ class Writer:
             return None
         inside = offset & self._sub_mask
         length = min(nbytes, (reach << self._sub_bits) - inside)
-        self.image.guard.check(host + inside, length)
+        self._look_at(host + inside, offset, length)
         return InPlace(self.image, offset, length, host + inside)
 
-    async def _new_room(self, found: Slice[array[int]], offset: int, nbytes: int) -> Allocation:
+    def _look_at(self, host: int, offset: int, length: int) -> None:
+        """Raise Corruption where guest *offset* may not be written to at *host*."""
+        self.image.guard.check(host, length)
+
+    async def _confirm(self, place: InPlace) -> None:
+        """Raise Corruption, with *place* abandoned, where it is none of the file's."""
+        if place.host_offset >= self.image.file.length:
+            try:
+                await self._allocator.belongs(place.host_offset, "Data cluster")
+            except BaseException:
+                await place.abandon()
+                raise
+
+    async def _room(self, plan: Plan, start: int, nbytes: int) -> tuple[int, bool]:
+        """Where *plan* for *nbytes* of whole clusters from guest offset *start* on can be, and whether it is fresh."""
+        if not plan.room:
+            return await self._allocator.allocate(nbytes >> self._bits, "data cluster")
+        self.image.guard.check(plan.room, nbytes)
+        await self._allocator.belongs(plan.room, "Preallocated cluster")
+        return plan.room, False
+
+    async def _new_room(self, found: Slice[array[int]], offset: int, nbytes: int) -> NewRoom:
         mapping = self._mapping
         start = offset & ~self._mask
         busy = self.locks.overlapping(start, offset - start + nbytes)
@@ -195,12 +216,7 @@ class Writer:
         hold = self.locks.hold(start, held)
         found.pins += 1
         try:
-            if plan.room:
-                room, fresh = plan.room, False
-                self.image.guard.check(room, held)
-                await self._allocator.belongs(room, "Preallocated cluster")
-            else:
-                room, fresh = await self._allocator.allocate(held >> self._bits, "data cluster")
+            room, fresh = await self._room(plan, start, held)
         except BaseException:
             found.pins -= 1
             hold.release()

@@ -340,7 +340,7 @@ class Checker:
                 await self.breathe(_TURN)
 
     def note_copied(self, entry: int, cluster: int) -> None:
-        """Compare the COPIED flag of an active *entry* with the refcount of *cluster*."""
+        """Compare the COPIED flag of an active *entry* with the refcount of *cluster* of the image's file."""
         # Only counted here, so that a sound image is read once; ``report_copied`` goes back for the words.
         stored = self.stored[cluster] if cluster < len(self.stored) else 0
         if (stored == 1) != bool(entry & COPIED):
@@ -506,14 +506,23 @@ class Checker:
                 self.error(f"ERROR OFLAG_COPIED L2 cluster: l1_index={index} l1_entry={entry:x} refcount={refcount}")
             table = table_from_bytes(await self.read(offset, self.geometry.cluster_size))
             for l2_entry in table[:: self.geometry.l2_entry_bytes // 8]:
-                if copied_mistaken(l2_entry, self.stored, bits):
-                    refcount = await self.stored_refcount((l2_entry & L2_OFFSET_MASK) >> bits)
-                    if refcount >= 0 and (refcount == 1) != bool(l2_entry & COPIED):
-                        self.error(f"ERROR OFLAG_COPIED data cluster: l2_entry={l2_entry:x} refcount={refcount}")
+                if (right := await self.contradicted(l2_entry)) is not None:
+                    self.error(f"ERROR OFLAG_COPIED data cluster: l2_entry={l2_entry:x} refcount={right}")
             await self.breathe(self.geometry.l2_entries)
 
+    async def contradicted(self, entry: int) -> int | None:
+        """The refcount that the COPIED flag of an L2 *entry* contradicts; None: it does not, as far as can be told."""
+        if self.geometry.data_file:  # where all clusters count as if their refcount were 1
+            mistaken = entry & L2_OFFSET_MASK and not entry & (COMPRESSED | COPIED)
+            return 1 if mistaken else None
+        bits = self.geometry.cluster_bits
+        if not _seems_mistaken(entry, self.stored, bits):
+            return None
+        refcount = await self.stored_refcount((entry & L2_OFFSET_MASK) >> bits)
+        return refcount if refcount >= 0 and (refcount == 1) != bool(entry & COPIED) else None
 
-def copied_mistaken(entry: int, stored: bytearray, bits: int) -> bool:
+
+def _seems_mistaken(entry: int, stored: bytearray, bits: int) -> bool:
     """Whether the COPIED flag of a standard L2 *entry* (most likely) contradicts the refcounts in *stored*."""
     if entry & COMPRESSED or not entry & L2_OFFSET_MASK:
         return False

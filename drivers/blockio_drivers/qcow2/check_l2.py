@@ -75,12 +75,19 @@ class L2Walk:
         if not self._plain or first >> 62 != 2 or table[high - 1] != first + (high - low - 1) * step:
             return False
         offset = first & ~COPIED
-        if not self.active or self.weight != 1 or not offset or offset & (geometry.cluster_mask | L2_RESERVED_MASK):
+        if not self.active or self.weight != 1 or offset & (geometry.cluster_mask | L2_RESERVED_MASK):
+            return False
+        neighbours = array("Q", range(first, first + (high - low) * step, step))
+        if geometry.data_file:
+            if table[low:high] == neighbours:
+                self._note_allocated(offset, high - low)
+            return table[low:high] == neighbours
+        if not offset:
             return False
         begin = offset >> geometry.cluster_bits
         end = begin + high - low
         counts = checker.references.counts
-        if end > checker.clusters or table[low:high] != array("Q", range(first, first + (high - low) * step, step)):
+        if end > checker.clusters or table[low:high] != neighbours:
             return False
         if not is_zero(memoryview(counts)[begin:end]) or checker.stored[begin:end] != b"\1" * (high - low):
             return False
@@ -105,7 +112,7 @@ class L2Walk:
         if entry & L2_RESERVED_MASK:
             checker.error(f"ERROR found l2 entry with reserved bits set: {entry:x}", self.weight)
         offset = entry & L2_OFFSET_MASK
-        if not offset:
+        if not offset and not (geometry.data_file and entry & COPIED and not entry & geometry.zero_bit):
             if data:
                 checker.error("ERROR: Unallocated cluster has non-zero subcluster allocation map", self.weight)
             return
@@ -117,6 +124,9 @@ class L2Walk:
         if offset & geometry.cluster_mask and self._misaligned(index, offset, has_data=has_data):
             return
         self._note_allocated(offset, 1)
+        if geometry.data_file:
+            checker.copied_mistakes += not entry & COPIED
+            return
         checker.add_region(offset, geometry.cluster_size, self.weight)
         if self.active:
             checker.note_copied(entry, offset >> geometry.cluster_bits)
@@ -129,6 +139,9 @@ class L2Walk:
                 f"ERROR: coffset=0x{place.offset:x}: copied flag must never be set for compressed clusters",
                 self.weight,
             )
+        if checker.geometry.data_file:
+            checker.error(f"ERROR compressed cluster {index} with data file, entry=0x{entry & ~COPIED:x}", self.weight)
+            return
         if bitmap:
             checker.error(
                 f"ERROR compressed cluster {index} with non-zero subcluster allocation bitmap, "

@@ -20,7 +20,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
 from blockio.buffers import IoVector
-from blockio.errors import BlockError
+from blockio.errors import BlockError, UnsupportedFeature
 from blockio.types import HostOffset
 from blockio_drivers.qcow2.compress import compress_clusters
 from blockio_drivers.qcow2.image import finish
@@ -98,9 +98,12 @@ class CompressedWriter:
     async def write(self, offset: int, iov: IoVector) -> None:
         """Compress and store *iov*: whole clusters, or up to the disk's end. Empty: the stream ends.
 
-        BlockError EINVAL for anything else, EIO where a cluster is allocated already (those before it may be written).
+        UnsupportedFeature with a data file, BlockError EINVAL for anything else, EIO where a cluster is allocated
+        already (those before it may be written).
         Failing or cancelled, each cluster is what it was or what it shall be, and *iov* is not read any more.
         """
+        if self._image.data_file is not None:
+            raise UnsupportedFeature
         nbytes = iov.nbytes
         if not nbytes:
             await self._end()

@@ -19,7 +19,7 @@ import msgspec
 from blockio.buffers import IoVector
 from blockio.errors import LimitExceeded, OptionError
 from blockio.types import HostOffset, Limits, PreallocMode
-from blockio_drivers.qcow2.header import Compatible, CompressionType, Header, Incompatible
+from blockio_drivers.qcow2.header import Autoclear, Compatible, CompressionType, Header, Incompatible
 from blockio_drivers.qcow2.options import TOO_LARGE, Qcow2CreateOptions
 from blockio_drivers.qcow2.refcounts import RefcountCodec
 from blockio_drivers.qcow2.tables import COPIED, L2_OFFSET_MASK, Geometry, table_to_bytes
@@ -48,7 +48,8 @@ class Layout(msgspec.Struct, frozen=True):
     refcount_blocks: int
     l1_clusters: int
     l2_tables: int
-    data_clusters: int
+    guest_clusters: int
+    """Those that are mapped, each to a place of its own."""
 
     @classmethod
     def plan(cls, geometry: Geometry, disk_size: int, *, preallocated: bool) -> Layout:
@@ -58,7 +59,7 @@ class Layout(msgspec.Struct, frozen=True):
         return cls.plan_for(geometry, disk_size, geometry.l1_entries_for(disk_size), geometry.clusters(disk_size))
 
     @classmethod
-    def plan_for(cls, geometry: Geometry, disk_size: int, l2_tables: int, data_clusters: int) -> Layout:
+    def plan_for(cls, geometry: Geometry, disk_size: int, l2_tables: int, guest_clusters: int) -> Layout:
         """Place so many tables and clusters of a disk of *disk_size* bytes. LimitExceeded where the refcount table
         gets too large.
 
@@ -67,7 +68,7 @@ class Layout(msgspec.Struct, frozen=True):
         """
         l1_size = geometry.l1_entries_for(disk_size)
         l1_clusters = geometry.clusters(l1_size * 8)
-        others = 1 + l1_clusters + l2_tables + data_clusters
+        others = 1 + l1_clusters + l2_tables + (0 if geometry.data_file else guest_clusters)
         table, blocks = 0, 0
         # Both needs grow with the total, so that this climbs to the smallest layout that covers itself.
         while True:
@@ -78,7 +79,7 @@ class Layout(msgspec.Struct, frozen=True):
             table, blocks = room
         if table * geometry.cluster_size > Limits().max_refcount_table_bytes:
             raise LimitExceeded(TOO_LARGE)
-        return cls(geometry, l1_size, table, blocks, l1_clusters, l2_tables, data_clusters)
+        return cls(geometry, l1_size, table, blocks, l1_clusters, l2_tables, guest_clusters)
 
     @property
     def first_refcount_block(self) -> int:
@@ -97,8 +98,13 @@ class Layout(msgspec.Struct, frozen=True):
 
     @property
     def first_data_cluster(self) -> int:
-        """Where guest data starts."""
+        """Where guest data starts, or would."""
         return self.first_l2_table + self.l2_tables
+
+    @property
+    def data_clusters(self) -> int:
+        """Those of the guest that are in the image itself."""
+        return 0 if self.geometry.data_file else self.guest_clusters
 
     @property
     def total_clusters(self) -> int:
@@ -107,18 +113,31 @@ class Layout(msgspec.Struct, frozen=True):
 
 
 async def create_image(target: CreateTarget, options: Qcow2CreateOptions) -> None:
-    """Write the image that *options* describe onto ``target.file``, and flush it.
+    """Write the image that *options* describe onto ``target.file``, its data file if it has one, and flush both.
 
     Raises what ``Qcow2CreateOptions.validate`` raises before the file is touched, and any I/O error; the file then
     begins with zeroes or is empty and is no image. The same holds after a cancellation.
     """
     options.validate()
     assert options.size is not None
-    geometry = geometry_of(options)
     prealloc = PreallocMode(options.preallocation)
-    layout = Layout.plan(geometry, options.disk_size, preallocated=prealloc is not PreallocMode.OFF)
-    head = encode_header(options, layout)
-    file = target.file
+    # What somebody writes to a raw data file shall be on the disk: all of it is mapped.
+    mapped = prealloc is not PreallocMode.OFF or options.data_file_raw
+    layout = Layout.plan(geometry_of(options), options.disk_size, preallocated=mapped)
+    if options.data_file is None:
+        await _write(target.file, layout, prealloc, encode_header(options, layout))
+        return
+    async with target.beside(options.data_file) as data:
+        head = encode_header(options, layout, data.filename)
+        await data.co_truncate(
+            options.disk_size, prealloc=PreallocMode.OFF if prealloc is PreallocMode.METADATA else prealloc
+        )
+        await data.co_flush()
+        await _write(target.file, layout, PreallocMode.OFF, head)
+
+
+async def _write(file: Child, layout: Layout, prealloc: PreallocMode, head: bytes) -> None:
+    """All of the image; its first sector, of *head*, at last."""
     await _make_room(file, layout, prealloc)
     for offset, payload in chain(_metadata(layout), [(_SECTOR, head[_SECTOR:])]):
         if dense := _dense(payload):
@@ -135,10 +154,11 @@ def geometry_of(options: Qcow2CreateOptions) -> Geometry:
         options.refcount_bits.bit_length() - 1,
         version=options.version,
         extended_l2=options.extended_l2,
+        data_file=options.data_file is not None,
     )
 
 
-def encode_header(options: Qcow2CreateOptions, layout: Layout) -> bytes:
+def encode_header(options: Qcow2CreateOptions, layout: Layout, data_file: str | None = None) -> bytes:
     """The header of the new image, with its extensions. OptionError where the name of its backing file is too long."""
     bits = layout.geometry.cluster_bits
     zstd = options.compression_type == "zstd"
@@ -151,9 +171,12 @@ def encode_header(options: Qcow2CreateOptions, layout: Layout) -> bytes:
         refcount_table_offset=HostOffset(1 << bits),
         refcount_table_clusters=layout.refcount_table_clusters,
         incompatible=(Incompatible.COMPRESSION if zstd else 0)
-        | (Incompatible.EXTENDED_L2 if options.extended_l2 else 0),
+        | (Incompatible.EXTENDED_L2 if options.extended_l2 else 0)
+        | (0 if data_file is None else Incompatible.DATA_FILE),
         compatible=Compatible.LAZY_REFCOUNTS if options.lazy_refcounts else 0,
         refcount_order=layout.geometry.refcount_order,
+        autoclear=Autoclear.DATA_FILE_RAW if options.data_file_raw else 0,
+        data_file=data_file,
         compression_type=CompressionType.ZSTD if zstd else CompressionType.ZLIB,
         backing_file=options.backing_file or None,
         backing_format=options.backing_fmt,
@@ -203,8 +226,8 @@ def _metadata(layout: Layout) -> Iterator[tuple[int, bytes]]:
     # extended entries stay 0: there is room for the subclusters, but no data that would hide what lies below.
     yield from pointers(
         layout.first_l2_table << bits,
-        layout.first_data_cluster << bits,
-        layout.data_clusters,
+        0 if layout.geometry.data_file else layout.first_data_cluster << bits,
+        layout.guest_clusters,
         bits,
         COPIED,
         words=layout.geometry.l2_entry_bytes // 8,

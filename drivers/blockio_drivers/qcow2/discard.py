@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from blockio.errors import UnsupportedFeature
-from blockio.types import StatusFlags
+from blockio.types import RequestFlags, StatusFlags
 from blockio_drivers.qcow2.entries import InvalidEntry, Loss
 from blockio_drivers.qcow2.tables import L1_OFFSET_MASK
 
@@ -121,9 +121,28 @@ class Discarder:
                 waited = True
                 continue
             waited = False
-            self._lose(found, offset, stop, how)  # without an await since we looked
+            # Without an await since we looked:
+            if self._image.raw:
+                await self._zero_first(found, offset, stop, how)
+            else:
+                self._lose(found, offset, stop, how)
             offset = stop
             await self._write_back.relieve()  # a large disk has more clusters than should wait to be free
+
+    async def _zero_first(self, found: Slice[array[int]], offset: int, end: int, how: Loss) -> None:
+        """``_lose``, behind zeroes in the raw data file, and with nobody writing there meanwhile."""
+        first = offset & ~self._cluster_mask
+        hold = self._writer.locks.hold(first, ((end + self._cluster_mask) & ~self._cluster_mask) - first)
+        found.pins += 1
+        try:
+            flags = RequestFlags.NONE if how is Loss.RESERVE else RequestFlags.MAY_UNMAP
+            if offset < self._image.length:
+                await self._image.data.co_pwrite_zeroes(offset, min(end, self._image.length) - offset, flags)
+            self._lose(found, offset, end, how)
+        finally:
+            self._image.unstable = True
+            found.pins -= 1
+            hold.release()
 
     def _has_table(self, offset: int) -> bool:
         index = offset >> self._image.geometry.l1_shift
@@ -132,11 +151,17 @@ class Discarder:
     def _lose(self, found: Slice[array[int]], offset: int, end: int, how: Loss) -> None:
         mapping = self._mapping
         at, stop = mapping.span(offset, end - offset)
+        data_file = self._image.data_file
+        before = mapping.entries.places(found.table, at, stop) if data_file is not None else []
         try:
             freed = mapping.entries.lose(found.table, at, stop, how, below=self._image.backing is not None)
         except InvalidEntry as error:
             raise mapping.corruption(error, offset, at) from None
         if freed is not None:
             mapping.mark(found, at, stop)
-            asked = self.pass_discard
-            self._writer.let_go(freed, discard=self._image.host.flags.unmap if asked is None else asked)
+            asked = self._image.host.flags.unmap if self.pass_discard is None else self.pass_discard
+            self._writer.let_go(freed, discard=asked)
+            if data_file is not None and asked and not self._image.raw:
+                bits = self._image.geometry.subcluster_bits
+                for place in set(before).difference(mapping.entries.places(found.table, at, stop)):
+                    data_file.drop((offset + ((place - at) << bits)) >> self._image.geometry.cluster_bits)

@@ -32,7 +32,7 @@ from blockio.driver.base import (
     StreamRun,
 )
 from blockio.driver.gate import ReferenceKind
-from blockio.errors import BlockError, CorruptImage, NoMedium
+from blockio.errors import BlockError, CorruptImage, NoMedium, OptionError, UnsupportedFeature
 from blockio.types import (
     BlockInfo,
     BlockLimits,
@@ -49,6 +49,7 @@ from blockio_drivers.qcow2.cache import CacheStatistics
 from blockio_drivers.qcow2.cleaning import CacheCleaner
 from blockio_drivers.qcow2.compressed import CompressedReader
 from blockio_drivers.qcow2.compressing import CompressedWriter
+from blockio_drivers.qcow2.data_file import DataFile, DataFileWriter
 from blockio_drivers.qcow2.discard import Discarder
 from blockio_drivers.qcow2.header import MAGIC, Autoclear, Header, header_area
 from blockio_drivers.qcow2.holes import data_may_be_hole
@@ -188,7 +189,8 @@ class Qcow2Driver(FormatDriver):
         header = await self._read_header()
         header.refuse_unsupported()
         tuning = self._tuning = Tuning.of(options, header, self.host.trust)
-        image = self._image = Image(self, header, lazy=tuning.lazy)
+        data = await self._open_data_file(header, opener)
+        image = self._image = Image(self, header, lazy=tuning.lazy, data=data)
         self._assemble(options, tuning)
         await self._load()
         if not flags.no_backing:
@@ -239,7 +241,10 @@ class Qcow2Driver(FormatDriver):
             write_back=self._write_back.run,
         )
         self._write_back.mapping = self._mapping
-        self._writer = Writer(image, self._mapping, self._allocator, self._write_back)
+        writer = DataFileWriter if image.header.has_data_file else Writer
+        self._writer = writer(image, self._mapping, self._allocator, self._write_back)
+        if image.header.has_data_file:
+            image.data_file = DataFile(image, self._writer.locks)
         self._discarder = Discarder(
             image,
             self._mapping,
@@ -277,6 +282,8 @@ class Qcow2Driver(FormatDriver):
         )
         self._state = MachineState(image, self._mapping, self._writer, self._resizer, self._compressed)
         lanes = self._lanes = Lanes(image, self._mapping)
+        if image.blind:
+            return
         # One call less for each request.
         vars(self).update(
             try_preadv=lanes.try_preadv,
@@ -315,6 +322,24 @@ class Qcow2Driver(FormatDriver):
         self._mapping.protect()
         await self._snapshots.protect()
 
+    async def _open_data_file(self, header: Header, opener: ChildOpener) -> Child | None:
+        """Where guest data is, if not in the image. The image's word for it counts if the caller has none."""
+        if self.host.flags.no_io:
+            opener.ignore("data-file")
+            return None
+        if not header.has_data_file:
+            if await opener.child("data-file", Role.DATA, optional=True) is not None:
+                raise OptionError("'data-file' can only be set for images with an external data file")
+            return None
+        if header.data_file is None:
+            found = await opener.child("data-file", Role.DATA, optional=True)
+        else:
+            kind = ReferenceKind.DATA_FILE.value
+            found = await opener.implicit("data-file", Role.DATA, target=header.data_file, format=None, kind=kind)
+        if found is None:
+            raise OptionError("'data-file' is required for this image")
+        return found
+
     async def _open_backing(self, opener: ChildOpener) -> Child | None:
         header = self._image.header
         if header.backing_file is None:
@@ -330,7 +355,7 @@ class Qcow2Driver(FormatDriver):
     async def _arm(self) -> None:
         """Before the first change: drop what we do not maintain, and make refcounts true."""
         image = self._image
-        known = image.header.autoclear & int(Autoclear.BITMAPS)
+        known = image.header.autoclear & int(Autoclear.BITMAPS | Autoclear.DATA_FILE_RAW)
         if image.header.autoclear != known:
             await image.set_autoclear(known)
         if image.header.dirty:
@@ -343,8 +368,7 @@ class Qcow2Driver(FormatDriver):
 
     async def _ready(self) -> None:
         """The image is alive and fit for changes."""
-        if self._image.dead:
-            raise NoMedium
+        self._need_data()
         if not self._image.armed:
             async with self._arming:  # requests that come together must not repair side by side
                 if not self._image.armed:
@@ -418,7 +442,10 @@ class Qcow2Driver(FormatDriver):
             header = await self._read_header()
             header.refuse_unsupported()
             tuning = self._tuning = Tuning.of(self._options, header, self.host.trust)
-            self._image = Image(self, header, lazy=tuning.lazy)
+            data = self._image.data if header.has_data_file else None
+            if data is self.file:
+                raise OptionError("'data-file' is required for this image")
+            self._image = Image(self, header, lazy=tuning.lazy, data=data)
             self._data_may_be_hole = None
             self._assemble(self._options, tuning)
             await self._load()
@@ -482,7 +509,7 @@ class Qcow2Driver(FormatDriver):
 
     def has_zero_init(self) -> bool:
         """A new image maps nothing; one that was preallocated relies on its file."""
-        return not any(self._image.l1[:1]) or self.file.has_zero_init()
+        return not any(self._image.l1[:1]) or self._image.data.has_zero_init()
 
     async def co_get_info(self) -> BlockInfo:
         """Cluster and subcluster size, and whether refcounts lag behind."""
@@ -557,20 +584,28 @@ class Qcow2Driver(FormatDriver):
 
     async def co_map(self, offset: int, nbytes: int) -> Extent:
         """One run of one kind, over as many clusters as it reaches."""
+        self._need_data()
+        return await self._signalling(self._mapping.map(offset, nbytes))
+
+    def _need_data(self) -> None:
+        """NoMedium where the image is dead, UnsupportedFeature where it was opened for information only."""
         if self._image.dead:
             raise NoMedium
-        return await self._signalling(self._mapping.map(offset, nbytes))
+        if self._image.blind:
+            raise UnsupportedFeature("The image was opened without its data file")
 
     def try_map(self, offset: int, nbytes: int) -> Extent | None:
         """The same from the slices in memory."""
-        return None if self._image.dead else self._mapping.try_map(offset, nbytes)
+        return None if self._image.dead or self._image.blind else self._mapping.try_map(offset, nbytes)
 
     def try_map_many(self, offset: int, nbytes: int) -> Sequence[Extent]:
         """What one slice in memory says."""
-        return () if self._image.dead else self._mapping.try_map_many(offset, nbytes)
+        return () if self._image.dead or self._image.blind else self._mapping.try_map_many(offset, nbytes)
 
     async def co_data_may_be_hole(self) -> bool:
         """Whether only metadata was preallocated; looked up once."""
+        if self._image.data_file is not None:
+            return False  # the guess looks at the image's own file, where no data is
         if self._data_may_be_hole is None:
             self._data_may_be_hole = await self._signalling(data_may_be_hole(self._image, self._allocator))
         return self._data_may_be_hole
@@ -644,7 +679,8 @@ class Qcow2Driver(FormatDriver):
         """Grow or shrink; see ``resize``."""
         await self._ready()
         self._bitmaps.refuse_resize(length)
-        work = self._resizer.truncate(length, PreallocMode(prealloc), zero=bool(flags & _ZERO_WRITE))
+        zero = bool(flags & _ZERO_WRITE)
+        work = self._resizer.truncate(length, PreallocMode(prealloc), exact=exact, zero=zero)
         try:
             await self._signalling(work)
         finally:
@@ -770,19 +806,19 @@ class Qcow2Driver(FormatDriver):
 
     def try_preadv(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool:
         """From memory's tables, down to the backing file."""
-        return self._lanes.try_preadv(offset, bufs, nbytes)
+        return not self._image.blind and self._lanes.try_preadv(offset, bufs, nbytes)
 
     def try_pwritev(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool:
         """Into clusters of our own."""
-        return self._lanes.try_pwritev(offset, bufs, nbytes)
+        return not self._image.blind and self._lanes.try_pwritev(offset, bufs, nbytes)
 
     def start_preadv(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> Flight | None:
         """As ``try_preadv``."""
-        return self._lanes.start_preadv(offset, bufs, nbytes)
+        return None if self._image.blind else self._lanes.start_preadv(offset, bufs, nbytes)
 
     def start_pwritev(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> Flight | None:
         """As ``try_pwritev``."""
-        return self._lanes.start_pwritev(offset, bufs, nbytes)
+        return None if self._image.blind else self._lanes.start_pwritev(offset, bufs, nbytes)
 
 
 async def _worded(what: str, work: Awaitable[T]) -> T:

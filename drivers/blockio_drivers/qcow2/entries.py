@@ -78,7 +78,11 @@ class InvalidEntry(ValueError):
 
 
 class Entries(ABC):
-    """The layout of one image's L2 tables. Immutable."""
+    """The layout of one image's L2 tables. Immutable.
+
+    A host offset of 0 means no cluster: the header is there. Only a data file has one of the guest's at 0, and there
+    the COPIED flag tells it from none.
+    """
 
     words: int
     """64-bit words of one entry."""
@@ -90,6 +94,10 @@ class Entries(ABC):
         self._bits = geometry.cluster_bits
         self._step = geometry.cluster_size
         self._mask = geometry.cluster_mask
+        self._placed = L2_OFFSET_MASK | (COPIED if geometry.data_file else 0)
+        """What is not 0 in the entry of a cluster that has a place."""
+        self._some = _SAME | self._placed
+        """What is 0 in the entry of a cluster that has neither a place nor zeroes."""
 
     @abstractmethod
     def run(self, table: array[int], at: int, stop: int) -> Run:
@@ -130,7 +138,24 @@ class Entries(ABC):
 
     def replaced(self, entry: int) -> bool:
         """Whether a write to *entry*'s cluster needs a new one."""
+        if self.geometry.data_file:  # nobody shares a cluster of it
+            return bool(entry & COMPRESSED) or not entry & self._placed
         return not entry & COPIED or bool(entry & COMPRESSED) or not entry & L2_OFFSET_MASK
+
+    def places(self, table: array[int], at: int, stop: int) -> list[int]:
+        """The positions of the clusters from *at* to *stop* that have a place, with data in it or in reserve."""
+        first, last = at >> self.shift, ((stop - 1) >> self.shift) + 1
+        words = table[first * self.words : last * self.words : self.words]
+        return [
+            index << self.shift
+            for index, entry in enumerate(words, first)
+            if entry & L2_OFFSET_MASK or (entry & self._placed and not entry & (ZERO | COMPRESSED))
+        ]
+
+    def _refuse_compressed(self, at: int) -> None:
+        """Raise InvalidEntry where an image cannot have compressed clusters; *at* is one."""
+        if self.geometry.data_file:
+            raise InvalidEntry("Compressed cluster entry found in image with external data file", at)
 
 
 def entries_of(geometry: Geometry) -> Entries:
@@ -156,16 +181,17 @@ class StandardEntries(Entries):
     def run(self, table: array[int], at: int, stop: int) -> Run:
         entry = table[at]
         after = at + 1
-        if not entry & _SAME:
-            while after < stop and not table[after] & _SAME:
+        if not entry & self._some:
+            while after < stop and not table[after] & self._some:
                 after += 1
             return Run(_UNALLOCATED, after - at, -1)
         if entry & COMPRESSED:
+            self._refuse_compressed(at)
             return Run(_COMPRESSED, 1, entry & ~(COPIED | COMPRESSED))
         host = entry & L2_OFFSET_MASK
         self._check(entry, at)
         expected = entry & _SAME
-        step = self._step if host else 0
+        step = self._step if host or not entry & ZERO else 0
         while after < stop:
             expected += step
             if table[after] & _SAME != expected:
@@ -223,7 +249,9 @@ class StandardEntries(Entries):
             return Plan(entry & L2_OFFSET_MASK, count, at, at + count)
         after = at
         while after < stop and self.replaced(entry := table[after]):
-            if not entry & COMPRESSED:
+            if entry & COMPRESSED:
+                self._refuse_compressed(after)
+            else:
                 self._check(entry, after)
             after += 1
         return Plan(0, after - at, at, after)
@@ -256,7 +284,9 @@ class StandardEntries(Entries):
             return 0
         if how is Loss.RESERVE:
             return ZERO if entry & COMPRESSED else entry | ZERO
-        if not entry & (L2_OFFSET_MASK | COMPRESSED) and (entry & ZERO or (how is Loss.DISCARD and not below)):
+        if entry & ZERO and not entry & (L2_OFFSET_MASK | COMPRESSED):
+            return entry
+        if not entry & (self._placed | COMPRESSED | ZERO) and how is Loss.DISCARD and not below:
             return entry
         # Freed data must not come back from below or from a reused cluster: version 3 says zero.
         return self.geometry.zero_bit
@@ -284,7 +314,7 @@ class ExtendedEntries(Entries):
     def fault(self, entry: int, bitmap: int) -> str:
         """What cannot be true of an entry that is not of a compressed cluster; empty: nothing."""
         host = entry & L2_OFFSET_MASK
-        if bitmap & (bitmap >> 32) if host else bitmap & ALL_ALLOCATED:
+        if bitmap & (bitmap >> 32) if entry & self._placed else bitmap & ALL_ALLOCATED:
             return "Invalid cluster entry found"
         return f"Cluster allocation offset {host:#x} unaligned" if host & self._mask else ""
 
@@ -300,7 +330,7 @@ class ExtendedEntries(Entries):
     def _reach(self, table: array[int], at: int, stop: int, kind: ExtentKind, flags: int) -> int:
         """How many subclusters from *at* on are of *kind*, in clusters side by side that agree in *flags*."""
         entry, bitmap = table[at >> 5 << 1], table[(at >> 5 << 1) + 1]
-        step = self._step if entry & L2_OFFSET_MASK else 0
+        step = self._step if entry & self._placed else 0
         mask = L2_OFFSET_MASK | COMPRESSED | flags
         expected = entry & mask
         after = at + _ones(self._of_kind(kind, bitmap) >> (at & 31))
@@ -320,12 +350,12 @@ class ExtendedEntries(Entries):
         entry, bitmap = table[at >> 5 << 1], table[(at >> 5 << 1) + 1]
         sub = at & 31
         if entry & COMPRESSED:
+            self._refuse_compressed(at)
             return Run(_COMPRESSED, min(stop, at - sub + 32) - at, entry & ~(COPIED | COMPRESSED))
         self._check(entry, bitmap, at)
         kind = _ZERO if bitmap >> (32 + sub) & 1 else _DATA if bitmap >> sub & 1 else _UNALLOCATED
-        host = entry & L2_OFFSET_MASK
         count = self._reach(table, at, stop, kind, 0)
-        return Run(kind, count, host + (sub << self._sub_bits) if host else -1)
+        return Run(kind, count, (entry & L2_OFFSET_MASK) + (sub << self._sub_bits) if entry & self._placed else -1)
 
     def in_place(self, table: array[int], at: int, stop: int) -> Place:
         entry, bitmap = table[at >> 5 << 1], table[(at >> 5 << 1) + 1]
@@ -362,7 +392,9 @@ class ExtendedEntries(Entries):
         """New clusters: all that the old ones hold moves along."""
         after = at
         while after < stop and self.replaced(entry := table[after >> 5 << 1]):
-            if not entry & COMPRESSED:
+            if entry & COMPRESSED:
+                self._refuse_compressed(after)
+            else:
                 self._check(entry, table[(after >> 5 << 1) + 1], after)
             after = (after | 31) + 1
         after = min(after, stop)

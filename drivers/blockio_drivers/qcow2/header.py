@@ -228,11 +228,14 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
         """Whether guest data lives in an external data file."""
         return bool(self.incompatible & Incompatible.DATA_FILE)
 
+    @property
+    def data_file_raw(self) -> bool:
+        """Whether the external data file must be a valid raw image by itself."""
+        return self.has_data_file and bool(self.autoclear & Autoclear.DATA_FILE_RAW)
+
     def unsupported_features(self) -> list[str]:
         """The features of this image that this driver cannot serve, by the names of the feature name table."""
         found = []
-        if self.has_data_file:
-            found.append("external data file")
         if self.crypt_method:
             found.append(f"encryption ({CryptMethod(self.crypt_method).name})")
         return found

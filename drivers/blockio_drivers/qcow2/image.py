@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from blockio.driver.base import FormatDriver
     from blockio.driver.child import Child
     from blockio.driver.debug import DebugEvent
+    from blockio_drivers.qcow2.data_file import DataFile
     from blockio_drivers.qcow2.extensions import BitmapsExtension
     from blockio_drivers.qcow2.header import Header
     from blockio_drivers.qcow2.overlap import OverlapGuard
@@ -113,11 +114,18 @@ class Image:
     """One open image. All offsets are bytes in ``file`` unless a name says otherwise."""
 
     guard: OverlapGuard
+    data_file: DataFile | None = None
+    """What is to be known of the data file, where there is one."""
 
-    def __init__(self, driver: FormatDriver, header: Header, *, lazy: bool) -> None:
+    def __init__(self, driver: FormatDriver, header: Header, *, lazy: bool, data: Child | None = None) -> None:
+        """*data*: the data file, where there is one."""
         self.driver = driver
         self.host = driver.host
         self.file = driver.file
+        self.data = data or self.file
+        """Where guest data is."""
+        self.blind = header.has_data_file and data is None
+        """Opened for information only: guest data is out of reach."""
         self.header = header
         self.geometry = Geometry.of(header)
         self.l1: array[int] = array("Q")
@@ -157,6 +165,11 @@ class Image:
         """The virtual disk's length in bytes."""
         return self.header.disk_size
 
+    @property
+    def raw(self) -> bool:
+        """Whether the data file must at any time read as the disk does, for who knows nothing of this image."""
+        return self.header.data_file_raw
+
     # -- bytes
 
     async def read(self, offset: int, nbytes: int) -> bytearray:
@@ -191,6 +204,8 @@ class Image:
             if self.unstable:
                 self.unstable = False
                 try:
+                    if self.data is not self.file:
+                        await self.data.co_flush()
                     await self.file.co_flush()
                 except BaseException:
                     self.unstable = True

@@ -23,6 +23,7 @@ def specific_info(header: Header, bitmaps: Sequence[dict[str, Any]] = ()) -> dic
             "compression-type": header.compression_type.name.lower(),
             "lazy-refcounts": header.lazy_refcounts,
             "refcount-bits": header.refcount_bits,
+            **_data_file(header),
             "corrupt": header.corrupt,
             "extended-l2": header.extended_l2,
         }
@@ -31,3 +32,10 @@ def specific_info(header: Header, bitmaps: Sequence[dict[str, Any]] = ()) -> dic
     if bitmaps:
         data["bitmaps"] = list(bitmaps)
     return {"type": "qcow2", "data": data}
+
+
+def _data_file(header: Header) -> dict[str, Any]:
+    if not header.has_data_file:
+        return {}
+    name = {} if header.data_file is None else {"data-file": header.data_file}
+    return {**name, "data-file-raw": header.data_file_raw}

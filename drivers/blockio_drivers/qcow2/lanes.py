@@ -43,9 +43,9 @@ class Lanes:
     """
 
     __slots__ = (
+        "_ask_mapping",
         "_bits",
         "_cluster",
-        "_extended",
         "_file",
         "_image",
         "_l1_mask",
@@ -63,7 +63,7 @@ class Lanes:
         # One attribute each, no call: every request asks them.
         geometry = image.geometry
         self._image = image
-        self._file = image.file
+        self._file = image.data
         self._retired = image.retired
         self._mapping = mapping
         self.find_slices()
@@ -72,7 +72,7 @@ class Lanes:
         self._bits = geometry.cluster_bits
         self._mask = geometry.cluster_mask
         self._cluster = geometry.cluster_size
-        self._extended = geometry.extended_l2
+        self._ask_mapping = geometry.extended_l2 or geometry.data_file
         self._odd = (_NOT_COPIED & ~L2_OFFSET_MASK) | self._mask
 
     def find_slices(self) -> None:
@@ -110,6 +110,8 @@ class Lanes:
 
     def start_pwritev(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> Flight | None:
         """As ``try_pwritev``; the clusters are not given to anybody else meanwhile."""
+        if self._image.data_file is not None and self._image.raw:
+            return None  # it must be held while it is under way; see ``data_file``
         host = self._to_overwrite(offset, nbytes)
         return self._keeping(self._file.start_pwritev(host, bufs, nbytes)) if host > 0 else None
 
@@ -154,8 +156,8 @@ class Lanes:
             return 0
         found = self._slices.get(offset >> self._slice_shift)
         if found is None:
-            host = self._mapping.in_place(offset, nbytes) if self._extended else 0
-            return host if host > 0 and image.guard.hit(host, nbytes) is None else 0
+            host = self._mapping.in_place(offset, nbytes) if self._ask_mapping else 0
+            return host if host > 0 and self._may_write(host, nbytes) else 0
         index = (offset >> self._bits) & self._slice_mask
         entry = found.table[index]
         host = entry ^ COPIED
@@ -168,6 +170,13 @@ class Lanes:
             return 0
         found.hot = True
         return host + inside
+
+    def _may_write(self, host: int, nbytes: int) -> bool:
+        """No metadata is there, and in a data file nobody is busy who must not be overtaken."""
+        image = self._image
+        if image.data_file is not None:
+            return not image.data_file.busy(host, nbytes)
+        return image.guard.hit(host, nbytes) is None
 
     def _neighbours(self, table: Sequence[int], index: int, entry: int, nbytes: int) -> bool:
         """Whether the clusters of *nbytes* from entry *index* on lie side by side in the file."""

@@ -96,8 +96,8 @@ class Mapping:
         self.cache: MetadataCache[array[int]] = MetadataCache(
             slice_bytes, cache_bytes // slice_bytes, self._load, self._write_back
         )
-        self.standard_slices = {} if geometry.extended_l2 else self.cache.slices
-        """Those of one word for each cluster, which the fast lanes read without asking anybody; empty where none is."""
+        self.standard_slices = {} if geometry.extended_l2 or geometry.data_file else self.cache.slices
+        """Those that the fast lanes read without asking anybody: of one word for each cluster, which lies anywhere."""
 
     def change_loop(self) -> None:
         """A lock stays with the loop that first waited for it: new ones for a new loop. Nobody holds one now."""
@@ -215,7 +215,7 @@ class Mapping:
             if more.kind is not kind or more.host != (host + length if host >= 0 else -1):
                 break
             length += more.length
-        return Extent(kind, length, host, self._image.file if host >= 0 else None)
+        return Extent(kind, length, host, self._image.data if host >= 0 else None)
 
     def try_map(self, offset: int, nbytes: int) -> Extent | None:
         """As ``map``, as far as slices in memory tell; None where the first one is not, or something is wrong."""
@@ -226,7 +226,7 @@ class Mapping:
             inside = offset & self._mask
             if inside + nbytes <= self._cluster and entry and not entry & self._odd:
                 found.hot = True
-                return Extent(_DATA, nbytes, entry + inside, self._image.file)
+                return Extent(_DATA, nbytes, entry + inside, self._image.data)
         try:
             piece = self._piece(offset, nbytes, self._cached(offset >> self.slice_shift))
             if piece is None:
@@ -240,7 +240,7 @@ class Mapping:
                 length += more.length
         except Corruption:
             return None  # the slow lane will meet it, and can tell
-        return Extent(kind, length, host, self._image.file if host >= 0 else None)
+        return Extent(kind, length, host, self._image.data if host >= 0 else None)
 
     def try_map_many(self, offset: int, nbytes: int) -> list[Extent]:
         """All runs that one slice in memory tells of from *offset* on; those before an entry that is wrong."""
@@ -249,12 +249,14 @@ class Mapping:
         if table is None:
             return extents
         at, stop = self.span(offset, nbytes)
-        bits, file = self._sub_bits, self._image.file
+        bits, file = self._sub_bits, self._image.data
         inside = offset & self._sub_mask
         left = nbytes
         for kind, reach, host in self.entries.runs(table, at, stop):
             length = min((reach << bits) - inside, left)
             place = host if host < 0 or kind is _COMPRESSED else host + inside
+            if self._elsewhere(place, offset + nbytes - left):
+                break
             extents.append(Extent(kind, length, place, file if host >= 0 else None))
             left -= length
             inside = 0
@@ -284,6 +286,8 @@ class Mapping:
         inside = offset & self._sub_mask
         at, stop = self.span(offset, nbytes)
         kind, reach, host = self._run(table, at, stop, offset)
+        if kind is not _COMPRESSED and host >= 0:
+            self.must_be_there(host, offset - inside)
         return _Piece(
             kind,
             min(nbytes, (reach << self._sub_bits) - inside),
@@ -302,6 +306,19 @@ class Mapping:
         except InvalidEntry as error:
             raise self.corruption(error, offset, at) from None
 
+    def _elsewhere(self, host: int, offset: int) -> bool:
+        """Whether guest *offset* cannot be at *host*: a data file has each guest byte at its own offset."""
+        return self._image.geometry.data_file and 0 <= host != offset
+
+    def must_be_there(self, host: int, offset: int) -> None:
+        """Raise Corruption where guest *offset* cannot be at *host*. Both are those of a subcluster."""
+        if self._elsewhere(host, offset):
+            index = (offset >> self._bits) & (self._image.geometry.l2_entries - 1)
+            raise Corruption(
+                f"External data file host cluster offset {hexadecimal(host & ~self._mask)} does not match guest "
+                f"cluster offset: {hexadecimal(offset & ~self._mask)}, L2 index: {hexadecimal(index)})"
+            )
+
     def corruption(self, error: InvalidEntry, offset: int, at: int) -> Corruption:
         """What to raise for *error* when *at* is the position of guest *offset*."""
         wrong = offset + ((error.at - at) << self._sub_bits)
@@ -318,7 +335,7 @@ class Mapping:
             reach, host = self.entries.in_place(found.table, at, stop)
         except InvalidEntry:
             return -1  # the slow lane will meet it, and can tell
-        if (reach << self._sub_bits) < inside + nbytes:
+        if (reach << self._sub_bits) < inside + nbytes or self._elsewhere(host, offset - inside):
             return -1
         found.hot = True
         return host + inside

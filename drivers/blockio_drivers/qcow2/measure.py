@@ -26,6 +26,8 @@ async def measure_image(options: Qcow2CreateOptions, source: MeasureSource | Non
     """
     if source is not None:
         options = replace(options, size=source.length)
+    # With a data file what is in it counts as well, as for QEMU.
+    options = replace(options, data_file=None, data_file_raw=False)
     # Neither is asked about here; an image that has both may be refused when it is made.
     replace(options, backing_file=None, backing_fmt=None, lazy_refcounts=False).validate()
     geometry = geometry_of(options)

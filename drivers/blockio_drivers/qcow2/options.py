@@ -192,7 +192,8 @@ class Qcow2CreateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True
             raise OptionError(f"Parameter 'compression-type' does not accept value '{self.compression_type}'")
         if self.preallocation not in set(PreallocMode):
             raise OptionError(f"Parameter 'preallocation' does not accept value '{self.preallocation}'")
-        self._refuse_unsupported()
+        if self.encryption:
+            raise UnsupportedFeature("Unsupported qcow2 feature(s): encryption")
         size = self.cluster_size
         if not _MIN_CLUSTER_SIZE <= size <= _MAX_CLUSTER_SIZE or size & (size - 1):
             raise OptionError("Cluster size must be a power of two between 512 and 2048k")
@@ -212,6 +213,7 @@ class Qcow2CreateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True
                 "Different refcount widths than 16 bits require compatibility level 1.1 or above "
                 "(use version=v3 or greater)"
             )
+        self._validate_data_file()
         if self.version < 3 and self.compression_type != "zlib":
             raise OptionError(
                 "Non-zlib compression type is only supported with compatibility level 1.1 and above "
@@ -246,12 +248,13 @@ class Qcow2CreateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True
                 errno.EINVAL,
             )
 
-    def _refuse_unsupported(self) -> None:
-        if self.data_file_raw and not self.data_file:
+    def _validate_data_file(self) -> None:
+        if self.data_file_raw and self.data_file is None:
             raise OptionError("data-file-raw requires data-file")
-        wanted = {
-            "external data file": self.data_file is not None,
-            "encryption": self.encryption,
-        }
-        if missing := [name for name, asked in wanted.items() if asked]:
-            raise UnsupportedFeature(f"Unsupported qcow2 feature(s): {', '.join(missing)}")
+        if self.data_file_raw and self.backing_file:
+            raise OptionError("Backing file and data-file-raw cannot be used at the same time")
+        if self.version < 3 and self.data_file is not None:
+            raise OptionError(
+                "External data files are only supported with compatibility level 1.1 and above "
+                "(use version=v3 or greater)"
+            )

@@ -19,12 +19,11 @@ from blockio.buffers import IoVector, is_zero
 from blockio.driver.base import CheckFix, CheckResult
 from blockio.errors import BlockError, LimitExceeded
 from blockio.types import HostOffset, Limits
-from blockio_drivers.qcow2.check import Checker, Progress, Report, copied_mistaken
+from blockio_drivers.qcow2.check import Checker, Progress, Report
 from blockio_drivers.qcow2.header import INCOMPATIBLE_FEATURES_OFFSET, Header, Incompatible
 from blockio_drivers.qcow2.tables import (
     COPIED,
     L1_OFFSET_MASK,
-    L2_OFFSET_MASK,
     REFCOUNT_TABLE_OFFSET_MASK,
     table_from_bytes,
     table_to_bytes,
@@ -214,12 +213,10 @@ class _Repair:
         changed = []
         words = geometry.l2_entry_bytes // 8
         for index, entry in zip(range(0, len(table), words), table[::words], strict=True):
-            if copied_mistaken(entry, checker.stored, geometry.cluster_bits):
-                refcount = await checker.stored_refcount((entry & L2_OFFSET_MASK) >> geometry.cluster_bits)
-                if refcount >= 0 and (refcount == 1) != bool(entry & COPIED):
-                    checker.error(f"Repairing OFLAG_COPIED data cluster: l2_entry={entry:x} refcount={refcount}")
-                    table[index] = entry ^ COPIED
-                    changed.append(index)
+            if (refcount := await checker.contradicted(entry)) is not None:
+                checker.error(f"Repairing OFLAG_COPIED data cluster: l2_entry={entry:x} refcount={refcount}")
+                table[index] = entry ^ COPIED
+                changed.append(index)
         if not changed:
             return True
         if self._table_is_exposed(checker, offset):

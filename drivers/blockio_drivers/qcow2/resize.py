@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from blockio.buffers import IoVector
 from blockio.errors import BlockError, LimitExceeded, UnsupportedFeature
-from blockio.types import ExtentKind, PreallocMode
+from blockio.types import ExtentKind, PreallocMode, RequestFlags
 from blockio_drivers.qcow2.allocation import NewRoom
 from blockio_drivers.qcow2.image import finish
 from blockio_drivers.qcow2.tables import table_to_bytes
@@ -56,9 +56,10 @@ class Resizer:
         self._write_back = write_back
         self._compressed = compressed
 
-    async def truncate(self, length: int, prealloc: PreallocMode, *, zero: bool) -> None:
+    async def truncate(self, length: int, prealloc: PreallocMode, *, exact: bool, zero: bool) -> None:
         """Make the disk *length* bytes long; *zero*: the new part must read as zeroes whatever lies below.
 
+        A data file follows; *exact*: it may be no longer than the disk.
         Raises BlockError EINVAL for a length that is not whole sectors or a preallocation while shrinking,
         UnsupportedFeature for a version 2 image with snapshots, LimitExceeded where the L1 table gets too large.
         """
@@ -73,7 +74,12 @@ class Resizer:
                 raise BlockError("Preallocation can't be used for shrinking an image", errno.EINVAL)
             await self._shrink(length)
         elif length > old:
-            await self._grow(old, length, prealloc, zero=zero)
+            mapped = self._image.raw and prealloc is PreallocMode.OFF
+            await self._grow(old, length, PreallocMode.METADATA if mapped else prealloc, zero=zero)
+        if self._image.data_file is not None:
+            data = self._image.data
+            if prealloc is PreallocMode.OFF or data.length > length:  # the last cluster may reach past the disk's end
+                await data.co_truncate(length, exact=exact)
 
     # -- growing
 
@@ -173,7 +179,9 @@ class Resizer:
             room = await self._writer.allocate(old, length)
             try:
                 head = await self._guest_bytes(old - room.cow_head, room.cow_head)
-                await image.write(room.host_offset - room.cow_head, head + bytes(room.length + room.cow_tail))
+                data = head + bytes(room.length + room.cow_tail)
+                await room.child.co_pwritev(room.host_offset - room.cow_head, IoVector.of(data))
+                image.unstable = True
             except BaseException:
                 await room.abandon()
                 raise
@@ -186,10 +194,10 @@ class Resizer:
         backing = self._image.backing
         at = 0
         while at < nbytes:
-            kind, length, host, _ = await self._mapping.map(offset + at, nbytes - at)
+            kind, length, host, child = await self._mapping.map(offset + at, nbytes - at)
             iov = IoVector.of(memoryview(data)[at : at + length])
-            if kind is ExtentKind.DATA:
-                await self._image.file.co_preadv(host, iov)
+            if kind is ExtentKind.DATA and child is not None:
+                await child.co_preadv(host, iov)
             elif kind is ExtentKind.COMPRESSED:
                 await self._compressed.read(offset + at, iov, host)
             elif kind is ExtentKind.UNALLOCATED and backing is not None:
@@ -202,7 +210,8 @@ class Resizer:
         while start < end:
             room = await self._writer.allocate(start, min(end - start, _STEP))
             try:
-                await self._provide(room.host_offset, room.length, prealloc, fresh=room.fresh)
+                if not (self._image.raw and prealloc is PreallocMode.METADATA):  # what is mapped of it reads as zeroes
+                    await self._provide(room.host_offset, room.length, prealloc, fresh=room.fresh)
             except BaseException:
                 await room.abandon()
                 raise
@@ -216,13 +225,15 @@ class Resizer:
         """Make the host bytes read as zeroes, with room behind them as *prealloc* says."""
         mask = self._image.geometry.cluster_mask
         nbytes = (nbytes + mask) & ~mask
-        file = self._image.file
-        if fresh and offset + nbytes > file.length:
+        data = self._image.data
+        if fresh and offset + nbytes > data.length:
             mode = PreallocMode.OFF if prealloc is PreallocMode.METADATA else prealloc
-            await file.co_truncate(offset + nbytes, prealloc=mode)
+            await data.co_truncate(offset + nbytes, prealloc=mode)
         elif not fresh or prealloc is not PreallocMode.METADATA:
             # Used before, or jumped over by a refcount block behind it: a hole, which has no room.
-            await self._image.write_zeroes(offset, nbytes)
+            unmap = RequestFlags.MAY_UNMAP if prealloc is PreallocMode.METADATA else RequestFlags.NONE
+            await data.co_pwrite_zeroes(offset, nbytes, unmap)
+        self._image.unstable = True
 
     # -- shrinking
 

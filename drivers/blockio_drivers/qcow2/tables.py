@@ -104,17 +104,29 @@ class Geometry(msgspec.Struct, frozen=True):
     l2_entry_bytes: int
     subcluster_bits: int
     """Of what an L2 entry speaks of apart: a 32nd of a cluster with extended L2 entries, else all of it."""
+    data_file: bool
+    """Whether guest data is in a file of its own, where each cluster lies at its guest offset and none is counted."""
 
     @classmethod
     def of(cls, header: Header) -> Geometry:
         """From a decoded header."""
         return cls.make(
-            header.cluster_bits, header.refcount_order, version=header.version, extended_l2=header.extended_l2
+            header.cluster_bits,
+            header.refcount_order,
+            version=header.version,
+            extended_l2=header.extended_l2,
+            data_file=header.has_data_file,
         )
 
     @classmethod
     def make(
-        cls, cluster_bits: int, refcount_order: int = 4, *, version: int = 3, extended_l2: bool = False
+        cls,
+        cluster_bits: int,
+        refcount_order: int = 4,
+        *,
+        version: int = 3,
+        extended_l2: bool = False,
+        data_file: bool = False,
     ) -> Geometry:
         """From the numbers alone, for an image that has no header yet."""
         entry_size = 16 if extended_l2 else 8
@@ -141,6 +153,7 @@ class Geometry(msgspec.Struct, frozen=True):
             extended_l2=extended_l2,
             l2_entry_bytes=entry_size,
             subcluster_bits=cluster_bits - 5 if extended_l2 else cluster_bits,
+            data_file=data_file,
         )
 
     # -- positions

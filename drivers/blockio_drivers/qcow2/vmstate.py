@@ -10,7 +10,7 @@ import errno
 from typing import TYPE_CHECKING, Final
 
 from blockio.buffers import IoVector
-from blockio.errors import LimitExceeded
+from blockio.errors import LimitExceeded, UnsupportedFeature
 from blockio.types import ExtentKind
 
 if TYPE_CHECKING:
@@ -45,7 +45,12 @@ class MachineState:
         return start + pos
 
     async def save(self, iov: IoVector, pos: int) -> None:
-        """Keep *iov* at *pos*. LimitExceeded (EFBIG) where the L1 table would get too large; any I/O error."""
+        """Keep *iov* at *pos*.
+
+        UnsupportedFeature with a data file, LimitExceeded (EFBIG) where the L1 table would get too large; I/O errors.
+        """
+        if self._image.data_file is not None:
+            raise UnsupportedFeature  # no snapshot could take it along, and the file is the disk's alone
         start = self._at(pos, iov.nbytes)
         await self._image.event("vmstate_save")
         await self._resizer.reach(start + iov.nbytes)

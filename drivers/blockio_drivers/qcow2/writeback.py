@@ -1,7 +1,7 @@
 """The one way from metadata in memory to metadata on disk: in phases that no crash can turn into corruption.
 
 1. data (already written by whoever linked it) and raised refcounts; 2. L2 tables; 3. the L1 table;
-4. lowered refcounts.
+4. lowered refcounts, and what a data file need not keep any more is discarded.
 Between two phases lies a barrier, wherever the later depends on the earlier.
 
 Invariants:
@@ -79,6 +79,8 @@ class WriteBack:
         drops, self._dropped = self._dropped, deque()
         sectors, l1_writes = mapping.take_l1()
         slices = mapping.cache.take_dirty()
+        if image.data_file is not None:
+            image.data_file.begin()
         done = 0
         l1_done = False
         try:
@@ -101,6 +103,9 @@ class WriteBack:
             l1_done = True
             if drops:
                 await self._lower_refcounts(drops)
+            if image.data_file is not None and image.data_file.leaving:
+                await image.barrier()
+                await image.data_file.discard()
         finally:
             for position, (found, pages) in enumerate(slices):
                 mapping.cache.written(found, pages, succeeded=position < done)
