@@ -18,7 +18,6 @@ from blockio.errors import (
     LimitExceeded,
     NotThisFormat,
     OpenDenied,
-    OptionError,
     UnsupportedFeature,
 )
 from blockio.testing.memory import MemoryChild, MemoryHost, MemoryOpener
@@ -67,7 +66,7 @@ REFUSED: dict[str, tuple[Callable[[Craft], object], type[BlockError], int]] = {
     "snapshots without end": (lambda i: i.set(nb_snapshots=0xFFFFFFFF), LimitExceeded, errno.EFBIG),
     "unknown feature": (lambda i: i.set(incompatible=1 << 40), UnsupportedFeature, errno.ENOTSUP),
     "AES": (lambda i: i.set(crypt_method=1), UnsupportedFeature, errno.ENOTSUP),
-    "data file": (with_data_file, OptionError, errno.EINVAL),  # nobody opens it here
+    "data file": (with_data_file, OpenDenied, errno.EPERM),
     "corrupt bit": (lambda i: i.set(incompatible=2), CorruptImage, errno.EACCES),
 }
 

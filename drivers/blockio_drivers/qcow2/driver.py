@@ -604,8 +604,6 @@ class Qcow2Driver(FormatDriver):
 
     async def co_data_may_be_hole(self) -> bool:
         """Whether only metadata was preallocated; looked up once."""
-        if self._image.data_file is not None:
-            return False  # the guess looks at the image's own file, where no data is
         if self._data_may_be_hole is None:
             self._data_may_be_hole = await self._signalling(data_may_be_hole(self._image, self._allocator))
         return self._data_may_be_hole
