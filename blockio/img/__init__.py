@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from blockio.img.converting import convert
     from blockio.img.creating import create
     from blockio.img.describing import info, info_chain
+    from blockio.img.digesting import DigestResult, digest
     from blockio.img.drawing import picture
     from blockio.img.excerpting import dd
     from blockio.img.inspecting import Inspection, Opening, inspect
@@ -76,6 +77,7 @@ _HOME = {
     "blockio.img.creating": ("create",),
     "blockio.img.excerpting": ("dd",),
     "blockio.img.describing": ("info", "info_chain"),
+    "blockio.img.digesting": ("DigestResult", "digest"),
     "blockio.img.drawing": ("picture",),
     "blockio.img.inspecting": ("Inspection", "Opening", "inspect"),
     "blockio.img.limiting": ("RateLimit",),
@@ -124,6 +126,7 @@ __all__ = [
     "ConvertResult",
     "CreateResult",
     "Difference",
+    "DigestResult",
     "Finding",
     "FindingKind",
     "Image",
@@ -148,6 +151,7 @@ __all__ = [
     "convert",
     "create",
     "dd",
+    "digest",
     "info",
     "info_chain",
     "inspect",

@@ -99,6 +99,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("img --help", set(), _METADATA),
         ("img info disk.qcow2", _QCOW2, set()),
         ("img info --output=json disk.raw", _RAW, set()),
+        ("img digest disk.qcow2", _QCOW2, set()),
         ("img inspect disk.qcow2", _QCOW2, set()),
         ("img info --backing-chain overlay.qcow2", _BOTH, set()),
         ("img check disk.qcow2", _QCOW2, set()),

@@ -258,6 +258,26 @@ COMMANDS: Final[dict[str, Command]] = {
         "[skip=blocks] if=input of=output",
         "copy a part of a disk, by the operands of dd",
     ),
+    "digest": Command(
+        "digest",
+        (
+            _HELP,
+            _LONG_FORMAT,
+            Option("algorithm", ("--algorithm",), "name", "sha256, sha256-64k, blake2b, ...; sha256 by default"),
+            _OUTPUT,
+            _SOURCE_CACHE,
+            Option("rate", ("-r",), "rate_limit", "bytes a second"),
+            _PROGRESS,
+            _SHOW,
+            _OBJECT,
+            _IMAGE_OPTS,
+            _SHARE,
+        ),
+        "[--object objectdef] [--image-opts] [-f fmt] [--algorithm=name] [--output=ofmt] [-T src_cache] "
+        "[-r rate_limit] [-p] [-U] {own}filename",
+        "make a checksum of what a guest sees, the same in every format",
+        own=True,
+    ),
     "info": Command(
         "info",
         (
