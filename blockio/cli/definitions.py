@@ -18,15 +18,21 @@ class Option(NamedTuple):
     help: str = ""
     own: bool = False
     """The QEMU tool has none of it: known only to whoever calls the tool by blockio's name."""
+    optional: bool = False
+    """The argument may be left out; given, it follows a ``=``."""
 
     def spelled(self, between: str = " ") -> str:
         """``-f fmt`` or ``--output=ofmt``, by its last name."""
         name = self.names[-1]
         if not self.metavar:
             return name
+        if self.optional:
+            return f"{name}[={self.metavar}]"
         return f"{name}{between if name.startswith('--') else ' '}{self.metavar}"
 
     def synopsis(self) -> str:
         """``-g, --granularity granularity``."""
         names = ", ".join(self.names)
+        if self.optional:
+            return f"{names}[={self.metavar}]"
         return f"{names} {self.metavar}" if self.metavar else names

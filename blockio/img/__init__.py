@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from blockio.img.converting import convert
     from blockio.img.creating import create
     from blockio.img.describing import info, info_chain
-    from blockio.img.digesting import DigestResult, digest
+    from blockio.img.digesting import digest
     from blockio.img.drawing import picture
     from blockio.img.excerpting import dd
     from blockio.img.inspecting import Inspection, Opening, inspect
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         ConvertResult,
         CreateResult,
         Difference,
+        DigestResult,
         ImageInfo,
         MapEntry,
         Observer,
@@ -77,7 +78,7 @@ _HOME = {
     "blockio.img.creating": ("create",),
     "blockio.img.excerpting": ("dd",),
     "blockio.img.describing": ("info", "info_chain"),
-    "blockio.img.digesting": ("DigestResult", "digest"),
+    "blockio.img.digesting": ("digest",),
     "blockio.img.drawing": ("picture",),
     "blockio.img.inspecting": ("Inspection", "Opening", "inspect"),
     "blockio.img.limiting": ("RateLimit",),
@@ -95,6 +96,7 @@ _HOME = {
         "ConvertResult",
         "CreateResult",
         "Difference",
+        "DigestResult",
         "ImageInfo",
         "MapEntry",
         "Observer",

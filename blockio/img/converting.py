@@ -20,7 +20,7 @@ from blockio.img.copying import Copier, Source
 from blockio.img.creating import CreatePlan, option_pairs, plan_create
 from blockio.img.opening import Image, ImageLike, Pipe, opened, sectors_up
 from blockio.img.progress import Meter
-from blockio.img.results import ConvertResult, Observer
+from blockio.img.results import ConvertResult, DigestResult, Observer
 from blockio.img.snapshots import load_snapshot
 from blockio.types import Capability, OpenFlags
 
@@ -57,6 +57,7 @@ async def convert(
     bitmaps: bool = False,
     skip_broken_bitmaps: bool = False,
     snapshot: str | None = None,
+    digest: str | None = None,
     limit: RateLimit | None = None,
     gate: OpenGate | None = None,
     trust: Limits | None = None,
@@ -75,6 +76,10 @@ async def convert(
     copy, or ``snapshot.id=…,snapshot.name=…``. *limit* slows it down, and may be changed meanwhile. The target is
     cached ``unsafe`` unless it is an ``Image`` that says otherwise: flush it yourself where a power failure
     matters.
+
+    *digest* names the algorithm of a checksum, made in the same pass, of what was written: what ``img.digest`` says of
+    the target afterwards, as far as the sources reach. All must be read for it: OptionError with a backing file,
+    *copy_offload* or into a pipe.
 
     A ``Pipe`` may be in the place of a source, and of a new raw or qcow2 target: that is written in order, and zeroes
     are left out as far as the source's map knows them. Broken or cancelled, the other end has got a part of it.
@@ -128,6 +133,13 @@ async def convert(
             refuse_broken_bitmaps(disks[0].node, skip_broken=skip_broken_bitmaps)
             if plan is not None and not plan.driver.stores_bitmaps:
                 raise UnsupportedFeature(f"Format driver '{format}' does not support bitmaps")
+        ordered = None
+        if digest is not None:
+            from blockio.img.digesting import OrderedChecksum  # noqa: PLC0415  # few conversions make one
+
+            if copy_offload or backing_file is not None or isinstance(target, Pipe):
+                raise OptionError("A digest needs all data: it goes with no copy offloading, backing file or pipe")
+            ordered = stack.enter_context(OrderedChecksum(digest))
         if isinstance(target, Pipe):
             from blockio.img.streaming import stream_disks  # noqa: PLC0415  # as above
 
@@ -177,6 +189,7 @@ async def convert(
             salvage=salvage,
             compress=compress,
             limit=limit,
+            checksum=ordered,
             on_warning=on_warning,
         )
         await copier.run()
@@ -188,7 +201,13 @@ async def convert(
             await copy_bitmaps(disks[0].node, node, on_warning=on_warning)
     meter.finish()
     return ConvertResult(
-        output.name, None if output.options else format, start, copier.copied, copier.zeroed, copier.salvaged
+        output.name,
+        None if output.options else format,
+        start,
+        copier.copied,
+        copier.zeroed,
+        copier.salvaged,
+        None if digest is None or ordered is None else DigestResult(output.name, digest, ordered.hexdigest(), start),
     )
 
 

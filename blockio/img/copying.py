@@ -20,6 +20,7 @@ from blockio.buffers import aligned_buffer, is_zero
 from blockio.errors import BlockError
 from blockio.img.opening import SECTOR, sectors_up
 from blockio.img.results import Side
+from blockio.img.turns import Turns
 from blockio.io.status import block_status_above
 from blockio.types import RequestFlags, StatusFlags
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from blockio.backend import BlockBackend
     from blockio.graph.edge import Edge
     from blockio.graph.node import BlockNode
+    from blockio.img.digesting import OrderedChecksum
     from blockio.img.limiting import RateLimit
     from blockio.img.progress import Meter
 
@@ -108,7 +110,10 @@ class Copier:
     so only what the source's top image holds itself is copied, and what it leaves to its own backing file is left out;
     None: it has none. ``compress``: what is written is compressed, in whole clusters of ``cluster_size``.
 
-    Invariant: workers write disjoint ranges; ``_next_write`` is the number of the piece whose write may begin.
+    ``checksum`` is told of every piece in the order of the disk, whatever order they are written in: a worker keeps its
+    buffer until its piece was hashed, while others read and write. What is left out is not known to it.
+
+    Invariant: workers write disjoint ranges; pieces are numbered in the order of their offsets.
     """
 
     def __init__(
@@ -127,6 +132,7 @@ class Copier:
         salvage: bool = False,
         compress: bool = False,
         limit: RateLimit | None = None,
+        checksum: OrderedChecksum | None = None,
         on_warning: Callable[[str], object] | None = None,
     ) -> None:
         self._sources = sources
@@ -144,11 +150,11 @@ class Copier:
         self._offload = copy_offload
         self._salvage = salvage
         self._limit = limit
+        self._checksum = checksum
         self._on_warning = on_warning
         self._queue: asyncio.Queue[Piece | None] = asyncio.Queue(_QUEUE)
         self._taken = 0
-        self._next_write = 0
-        self._turns: dict[int, asyncio.Future[None]] = {}
+        self._writes = Turns()
         self.copied = 0
         self.zeroed = 0
         self.salvaged = 0
@@ -206,7 +212,7 @@ class Copier:
         elif kind is Kind.ZERO and self._sparse:
             self._meter.forgo(nbytes)
             self.zeroed += nbytes
-            if not self._zero_init:
+            if not self._zero_init or self._checksum is not None:
                 yield Piece(kind, source, at, nbytes)
         else:
             chunk = self._chunk
@@ -266,7 +272,10 @@ class Copier:
             if piece.kind is Kind.ZERO and self._sparse:
                 await self._turn(number)
                 self._pass_on(number)
-                await self._write_zeroes(piece.offset, piece.nbytes)
+                if not self._zero_init:
+                    await self._write_zeroes(piece.offset, piece.nbytes)
+                if self._checksum is not None:
+                    await self._checksum.zeroes(number, piece.nbytes)
                 continue
             if not await self._copied_inside(number, piece):
                 view = buffer[: piece.nbytes]
@@ -276,6 +285,8 @@ class Copier:
                     await read(piece, view)
                 await self._turn(number)
                 await write(number, piece.offset, view)
+                if self._checksum is not None:
+                    await self._checksum.update(number, view)
             self.copied += piece.nbytes
             self._meter.advance(piece.nbytes)
 
@@ -365,18 +376,13 @@ class Copier:
 
     async def _turn(self, number: int) -> None:
         """Until the writes of all earlier pieces have begun."""
-        if self._in_order and self._next_write != number:
-            turn = self._turns[number] = asyncio.get_running_loop().create_future()
-            await turn
+        if self._in_order:
+            await self._writes.wait(number)
 
     def _pass_on(self, number: int) -> None:
-        """Our last write is about to begin. The next one's first step comes after it: the loop is fair."""
-        if not self._in_order:
-            return
-        self._next_write = number + 1
-        turn = self._turns.pop(number + 1, None)
-        if turn is not None and not turn.done():
-            turn.set_result(None)
+        """Our last write is about to begin."""
+        if self._in_order:
+            self._writes.pass_on(number)
 
 
 def _chunks(offset: int, nbytes: int, chunk: int) -> list[int]:

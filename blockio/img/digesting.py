@@ -12,8 +12,6 @@ import os
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-import msgspec
-
 from blockio.aio.context import AioContext
 from blockio.aio.threads import WorkerPool
 from blockio.buffers import aligned_buffer
@@ -21,6 +19,7 @@ from blockio.errors import BlockError
 from blockio.img.checksums import DEFAULT, checksum
 from blockio.img.opening import ImageLike, image_of, opened, sectors_up
 from blockio.img.progress import Meter
+from blockio.img.results import DigestResult, Side
 from blockio.img.turns import Turns
 from blockio.io.status import block_status_above
 from blockio.types import OpenFlags, StatusFlags
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from blockio.img.limiting import RateLimit
     from blockio.img.results import Observer
 
-__all__ = ["DigestResult", "OrderedChecksum", "digest"]
+__all__ = ["OrderedChecksum", "digest"]
 
 CHUNK: Final = 2 << 20
 """How much is read and hashed at a time."""
@@ -42,17 +41,6 @@ CHUNK: Final = 2 << 20
 _WORKERS: Final = 4
 _LONGEST: Final = 1 << 30
 _ZERO: Final = int(StatusFlags.ZERO)
-
-
-class DigestResult(msgspec.Struct, frozen=True):
-    """The checksum of a disk."""
-
-    filename: str
-    algorithm: str
-    digest: str
-    """In hexadecimal."""
-    size: int
-    """How many bytes that is of: the disk's length in whole sectors of 512 bytes."""
 
 
 class OrderedChecksum:
@@ -105,14 +93,14 @@ async def digest(
     """The checksum of all that a guest reads from *image*, backing files included.
 
     *algorithm* is one of ``checksums.ALGORITHMS``; that module says what is hashed. *limit* slows the reading down.
-    Raises OptionError for an unknown algorithm and BlockError (``error while reading at byte N: …``). A cancellation
-    leaves nothing open and no thread at work.
+    Nobody may change the image meanwhile. Raises OptionError for an unknown algorithm and BlockError (``error while
+    reading at byte N: …``). A cancellation leaves nothing open and no thread at work.
     """
     image = image_of(image)
     with OrderedChecksum(algorithm) as ordered:
-        async with opened(image, OpenFlags(read_only=True)) as blk:
+        async with opened(image, OpenFlags(read_only=True), alone=True) as blk:
             size = sectors_up(blk.getlength())
-            meter = Meter(observer, size)
+            meter = Meter(observer, size, otherwise=Side.WORK)
             meter.start()
             async with aclosing(_pieces(blk, size)) as pieces:
                 reader = _Reader(blk, pieces, ordered, meter, limit)
@@ -122,6 +110,7 @@ async def digest(
                             group.create_task(reader.work())
                 except BaseExceptionGroup as errors:
                     raise errors.exceptions[0] from None
+            meter.finish()
         return DigestResult(image.name, algorithm, ordered.hexdigest(), size)
 
 
@@ -191,6 +180,8 @@ class _Reader:
 
     async def work(self) -> None:
         buffer = aligned_buffer(CHUNK)
+        take = None if self._limit is None else self._meter.timed(Side.LIMIT, self._limit.take)
+        read = self._meter.timed(Side.SOURCE, self._blk.co_preadv)
         while True:
             async with self._taking:
                 piece = await anext(self._pieces, None)
@@ -201,11 +192,11 @@ class _Reader:
             if piece.zero:
                 await self._ordered.zeroes(number, piece.nbytes)
             else:
-                if self._limit is not None:
-                    await self._limit.take(piece.nbytes)
+                if take is not None:
+                    await take(piece.nbytes)
                 view = buffer[: piece.nbytes]
                 try:
-                    await self._blk.co_preadv(piece.offset, view)
+                    await read(piece.offset, view)
                 except BlockError as error:
                     raise _at(error, f"error while reading at byte {piece.offset}") from error
                 await self._ordered.update(number, view)

@@ -20,6 +20,7 @@ __all__ = [
     "ConvertResult",
     "CreateResult",
     "Difference",
+    "DigestResult",
     "ImageInfo",
     "MapEntry",
     "Observer",
@@ -179,6 +180,19 @@ class ConvertResult(msgspec.Struct, frozen=True):
     """Bytes of the disk that read as zeroes in the source or turned out to, and that take no space if possible."""
     salvaged: int = 0
     """Bytes that could not be read and were made zero (``salvage``)."""
+    digest: DigestResult | None = None
+    """The checksum of what was written, where one was asked for."""
+
+
+class DigestResult(msgspec.Struct, frozen=True):
+    """The checksum of a disk."""
+
+    filename: str
+    algorithm: str
+    digest: str
+    """In hexadecimal."""
+    size: int
+    """How many bytes that is of: the disk's length in whole sectors of 512 bytes."""
 
 
 class BenchResult(msgspec.Struct, frozen=True):

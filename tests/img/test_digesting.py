@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -26,7 +27,7 @@ from blockio.testing.cancel import cancel_at_every_await
 from blockio.testing.driver import MemoryDisk
 from tests.support.imgtool import Said, capture
 from tests.support.leaks import Census
-from tests.support.qemu import qemu_img, qemu_io
+from tests.support.qemu import assert_clean, qemu_img, qemu_io
 
 MIB = 1 << 20
 K64 = 64 << 10
@@ -283,6 +284,98 @@ async def until(there: Callable[[], bool]) -> None:
     raise AssertionError("it does not come to that")
 
 
+# -- in the same pass as a conversion
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"in_order": False}, {"workers": 1}, {"sparse": 0}, {"compress": True}, {"salvage": True}]
+)
+@pytest.mark.parametrize("algorithm", ["sha256", "sha256-64k"])
+async def test_a_conversion_says_what_a_digest_of_its_target_says(
+    tmp_path: Path, how: dict[str, Any], algorithm: str
+) -> None:
+    content = bytearray(11 * MIB + 512)
+    content[: 3 * MIB + 4096] = pattern(3 * MIB + 4096)
+    content[8 * MIB + 512 : 9 * MIB] = pattern(MIB - 512)
+    raw, target = tmp_path / "disk.raw", str(tmp_path / "target")
+    with raw.open("wb") as file:
+        file.write(content[: 3 * MIB + 4096])
+        file.seek(8 * MIB + 512)
+        file.write(content[8 * MIB + 512 : 9 * MIB])
+        file.truncate(len(content))
+    format = "qcow2" if "compress" in how else "raw"
+    image = img.Image(filename=str(raw), format="raw")
+    result = await img.convert(image, target, format, digest=algorithm, **how)
+    assert result.digest == img.DigestResult(target, algorithm, by_definition(algorithm, content), len(content))
+    again = await img.digest(img.Image(filename=target, format=format), algorithm)
+    assert again == result.digest
+    if format == "qcow2":
+        assert_clean(target)
+    else:
+        assert (tmp_path / "target").read_bytes() == content
+
+
+async def test_a_digest_of_several_sources_is_that_of_the_whole(tmp_path: Path) -> None:
+    sources = []
+    for name, length in (("one", 1000), ("two", 3 * MIB), ("three", 0), ("four", 70_000)):
+        (tmp_path / name).write_bytes(pattern(length))
+        sources.append(img.Image(filename=str(tmp_path / name), format="raw"))
+    target = tmp_path / "target"
+    result = await img.convert(sources, str(target), digest="sha256")
+    assert result.digest is not None
+    assert result.digest.digest == hashlib.sha256(target.read_bytes()).hexdigest()
+
+
+async def test_salvaged_zeroes_are_hashed_as_they_are_written(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    with MemoryDisk(0, fast=False) as disk:
+        disk.data[:] = pattern(4096)
+        disk.fail = BlockError(errno=errno.EIO)
+        result = await img.convert(image_of(disk), str(target), salvage=True, digest="sha256")
+    assert result.salvaged == 4096
+    assert result.digest is not None
+    assert result.digest.digest == by_definition("sha256", bytes(4096))
+    assert target.read_bytes() == bytes(4096)
+
+
+async def test_a_digest_of_what_is_not_read_is_refused(tmp_path: Path) -> None:
+    raw, target = tmp_path / "disk.raw", tmp_path / "target"
+    raw.write_bytes(bytes(MIB))
+    for how in ({"copy_offload": True}, {"backing_file": str(raw), "backing_format": "raw"}):
+        with pytest.raises(OptionError, match="A digest needs all data"):
+            await img.convert(str(raw), str(target), "qcow2", digest="sha256", gate=AllowAll(), **how)
+    with pytest.raises(OptionError, match="Unknown digest algorithm 'x'"):
+        await img.convert(str(raw), str(target), digest="x")
+    assert os.listdir(tmp_path) == ["disk.raw"]
+
+
+async def test_a_conversion_that_fails_or_is_cancelled_leaves_no_thread(tmp_path: Path) -> None:
+    before = Census.take()
+    target = tmp_path / "target"
+    told = 0
+
+    def observer(_progress: img.Progress) -> None:
+        nonlocal told
+        told += 1
+        if told == 2:
+            task.cancel()
+
+    with MemoryDisk(0, fast=False) as disk:
+        disk.data[:] = pattern(9 * MIB)
+        disk.fail = BlockError(errno=errno.EIO)
+        with pytest.raises(BlockError, match="error while reading at byte"):
+            await img.convert(image_of(disk), str(target), digest="sha256")
+        disk.fail = None
+        task = asyncio.create_task(img.convert(image_of(disk), str(target), digest="sha256", observer=observer))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert os.listdir(tmp_path) == []
+        result = await img.convert(image_of(disk), str(target), digest="sha256")
+    assert result.digest is not None
+    assert result.digest.digest == by_definition("sha256", pattern(9 * MIB))
+    assert not Census.take() - before
+
+
 # -- the order
 
 
@@ -339,6 +432,9 @@ def test_the_line_is_that_of_sha256sum(tmp_path: Path, tool: Callable[..., Said]
         "digest": by_definition("blake2b-64k", pattern(MIB)),
         "size": MIB,
     }
+    for option in ("--digest", "--digest=sha256"):
+        said = tool("convert", option, "-O", "qcow2", "disk.raw", "again.qcow2")
+        assert said == (0, f"{expected}  again.qcow2\n", "")
     shown = tool("digest", "-p", "disk.qcow2")
     assert shown.out.startswith("    (0.00/100%)\r")
     assert shown.out.endswith(f"    (100.00/100%)\r\n{expected}  disk.qcow2\n")
@@ -353,6 +449,14 @@ def test_mistakes_are_told(tmp_path: Path, tool: Callable[..., Said]) -> None:
         "blockio img: Could not open 'missing': Could not open 'missing': No such file or directory\n"
     )
     assert tool("digest").status == 1
+    said = tool("convert", "--digest=crc32", "disk.raw", "target.raw")
+    assert said.err.startswith("blockio img: Unknown digest algorithm 'crc32': there are blake2b, ")
+    said = tool("convert", "--digest", "-C", "disk.raw", "target.raw")
+    assert said == (
+        1,
+        "",
+        "blockio img: A digest needs all data: it goes with no copy offloading, backing file or pipe\n",
+    )
     assert tool("digest", "--output=xml", "disk.raw").status == 1
     os.truncate(tmp_path / "disk.raw", 0)
     assert tool("digest", "-f", "raw", "disk.raw").out == f"{hashlib.sha256().hexdigest()}  disk.raw\n"

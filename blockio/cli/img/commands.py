@@ -221,6 +221,14 @@ COMMANDS: Final[dict[str, Command]] = {
             Option("bitmaps", ("--bitmaps",), "", "copy persistent bitmaps"),
             Option("skip-broken-bitmaps", ("--skip-broken-bitmaps",), "", "leave out inconsistent bitmaps"),
             Option("salvage", ("--salvage",), "", "what cannot be read becomes zeroes"),
+            Option(
+                "digest",
+                ("--digest",),
+                "algorithm",
+                "print a checksum of the new disk's content, as blockio img digest",
+                own=True,
+                optional=True,
+            ),
         ),
         "[--object objectdef] [--image-opts] [--target-image-opts] [--target-is-zero] "
         "[--bitmaps [--skip-broken-bitmaps]] [-U] [-C] [-c] [-p] [-q] [-n] [-f fmt] [-t cache] [-T src_cache] "

@@ -20,6 +20,7 @@ from blockio.types import OpenFlags
 if TYPE_CHECKING:
     from blockio.cli.output import Output
     from blockio.img.opening import Image
+    from blockio.img.results import ConvertResult
 
 __all__ = ["execute", "prepare"]
 
@@ -69,6 +70,8 @@ def prepare(args: list[str], output: Output) -> _Plan | int | None:
             options.add(value)
         elif key == "object":
             define_object(value, output)
+        elif key == "digest":
+            given[key] = _algorithm(output, value)
         elif key == "progress":
             given[key] = check_style(output, value)
         elif key == "snapshot":
@@ -109,6 +112,13 @@ def _source(name: str, choice: ImageChoice, given: dict[str, Any], output: Outpu
     if name != "-" or not output.own_name or choice.image_opts:
         return choice.image(name, given.get("format"))
     return Pipe(fd=0, format=given.get("format"), spool_limit=given.get("spool-limit", SPOOL_LIMIT), gate=AllowAll())
+
+
+def _algorithm(output: Output, name: str) -> str:
+    # reason: few conversions make a digest
+    from blockio.cli.img.digest import check_algorithm  # noqa: PLC0415
+
+    return check_algorithm(output, name)
 
 
 def _sparse(output: Output, text: str) -> int:
@@ -172,7 +182,7 @@ def _refuse_contradictions(given: dict[str, Any], has_options: bool, output: Out
 
 
 async def execute(plan: _Plan, output: Output) -> int:
-    """Convert; nothing is said about a success."""
+    """Convert; nothing is said about a success but a digest, where one was asked for."""
     given = plan.switches
     output.quiet = "quiet" in given
     with watcher(
@@ -186,18 +196,22 @@ async def execute(plan: _Plan, output: Output) -> int:
         target: Image | Pipe | None = None
         try:
             target = _target(plan, output)
-            await _convert(plan, target, output, watch)
+            result = await _convert(plan, target, output, watch)
         except OSError as error:
             reader_gone(error, target)
             output.error(printed(error))
             raise Failure from None
+    if result.digest is not None:
+        from blockio.cli.img.digest import digest_line  # noqa: PLC0415  # few conversions make one
+
+        output.out(digest_line(result.digest))
     return 0
 
 
-async def _convert(plan: _Plan, target: Image | Pipe, output: Output, watch: Watcher) -> None:
+async def _convert(plan: _Plan, target: Image | Pipe, output: Output, watch: Watcher) -> ConvertResult:
     given = plan.switches
     rate = given.get("rate", 0)
-    await convert(
+    return await convert(
         plan.sources,
         target,
         given.get("target-format", "raw"),
@@ -216,6 +230,7 @@ async def _convert(plan: _Plan, target: Image | Pipe, output: Output, watch: Wat
         bitmaps="bitmaps" in given,
         skip_broken_bitmaps="skip-broken-bitmaps" in given,
         snapshot=given.get("snapshot"),
+        digest=given.get("digest"),
         limit=RateLimit(rate) if rate else None,
         observer=watch.listener,
         on_warning=output.warn,

@@ -17,8 +17,9 @@ from blockio.img.limiting import RateLimit
 if TYPE_CHECKING:
     from blockio.cli.output import Output
     from blockio.img.opening import Image
+    from blockio.img.results import DigestResult
 
-__all__ = ["check_algorithm", "execute", "prepare"]
+__all__ = ["check_algorithm", "digest_line", "execute", "prepare"]
 
 _LEAST_STEP = 1.0
 
@@ -72,7 +73,8 @@ def prepare(args: list[str], output: Output) -> _Plan | None:
 
 
 def check_algorithm(output: Output, name: str) -> str:
-    """*name*, where there is an algorithm of that name; ends the command where not."""
+    """*name*, or the usual one where that is empty; ends the command where there is no such algorithm."""
+    name = name or DEFAULT
     if name not in ALGORITHMS:
         fail(output, f"Unknown digest algorithm '{name}': there are {', '.join(ALGORITHMS)}")
     return name
@@ -85,7 +87,7 @@ async def execute(plan: _Plan, output: Output) -> int:
             plan.image,
             plan.algorithm,
             limit=RateLimit(plan.rate) if plan.rate else None,
-            observer=watch.observer,
+            observer=watch.listener,
         )
     if plan.json:
         members = {
@@ -96,5 +98,10 @@ async def execute(plan: _Plan, output: Output) -> int:
         }
         output.out(json_pretty(members) + "\n")
     else:
-        output.out(f"{found.digest}  {found.filename}\n")
+        output.out(digest_line(found))
     return 0
+
+
+def digest_line(found: DigestResult) -> str:
+    """As ``sha256sum`` prints it."""
+    return f"{found.digest}  {found.filename}\n"

@@ -58,7 +58,7 @@ class CommandLine:
                 if not option.metavar:
                     if equals:
                         raise _unrecognized(word)
-                elif not equals:
+                elif not equals and not option.optional:
                     if index == len(args):
                         raise _missing(word)
                     value = args[index]

@@ -115,9 +115,12 @@ PROSE: Final[dict[str, Prose]] = {
             "By blockio's own names, `-` is standard input or output. What comes from a pipe is kept in a file without "
             "a name, in TMPDIR or /var/tmp, until the end. Into a pipe go raw and qcow2 images, in one pass: `blockio "
             "img convert -O qcow2 disk.raw - | ssh host 'cat > disk.qcow2'`.",
+            "`--digest` prints, as its last line, what `blockio img digest` says of the new image: a checksum of all "
+            "that was read, made in the same pass, in the order of the disk whatever order the writes are in. It goes "
+            "with neither `-B` nor `-C`, which leave data unread, nor into a pipe.",
         ),
         (
-            "img convert -O raw disk.qcow2 disk.raw",
+            "img convert --digest -O raw disk.qcow2 disk.raw",
             "img convert -c -O qcow2 disk.raw small.qcow2",
         ),
         'await img.convert("disk.qcow2", "disk.raw", "raw")',
