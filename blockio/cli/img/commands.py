@@ -75,8 +75,7 @@ COMMANDS: Final[dict[str, Command]] = {
             _OBJECT,
             _IMAGE_OPTS,
         ),
-        "[--object objectdef] [--image-opts] [-p] [--progress=how] [-q] [-f fmt] [-t cache] [--force] -o options "
-        "filename",
+        "[--object objectdef] [--image-opts] [-p] [-q] [-f fmt] [-t cache] [--force] -o options {own}filename",
         "change options of an image",
     ),
     "bench": Command(
