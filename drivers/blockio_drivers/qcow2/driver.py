@@ -2,9 +2,10 @@
 
 ``image`` is what the parts share; ``mapping`` knows where guest bytes are, ``allocator`` which host clusters are
 free, ``allocation`` makes room for writes, ``discard`` lets go of it, ``writeback`` brings it all to disk in an order
-that no crash can harm, ``resize`` changes the length, ``compressed`` reads compressed clusters,
-``compressing`` writes them; ``check``, ``repair``, ``create``, ``amend`` and ``info`` are what their names say;
-``bitmaps`` loads and stores the dirty bitmaps that the image keeps. This file opens, closes and delegates.
+that no crash can harm, ``resize`` changes the length, ``compressed`` reads compressed clusters, ``compressing``
+writes them; ``data_file`` is what is different where guest data has a file of its own; ``check``, ``repair``,
+``create``, ``amend`` and ``info`` are what their names say; ``bitmaps`` loads and stores the dirty bitmaps that the
+image keeps. This file opens, closes and delegates.
 """
 
 from __future__ import annotations
