@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from blockio.img.creating import create
     from blockio.img.describing import info, info_chain
     from blockio.img.digesting import digest
-    from blockio.img.drawing import picture
+    from blockio.img.drawing import Picture, draw, picture
     from blockio.img.excerpting import dd
     from blockio.img.inspecting import Inspection, Opening, inspect
     from blockio.img.limiting import RateLimit
@@ -79,7 +79,7 @@ _HOME = {
     "blockio.img.excerpting": ("dd",),
     "blockio.img.describing": ("info", "info_chain"),
     "blockio.img.digesting": ("digest",),
-    "blockio.img.drawing": ("picture",),
+    "blockio.img.drawing": ("Picture", "draw", "picture"),
     "blockio.img.inspecting": ("Inspection", "Opening", "inspect"),
     "blockio.img.limiting": ("RateLimit",),
     "blockio.img.mapping": ("map_image",),
@@ -137,6 +137,7 @@ __all__ = [
     "MapEntry",
     "Observer",
     "Opening",
+    "Picture",
     "Pipe",
     "Progress",
     "RateLimit",
@@ -154,6 +155,7 @@ __all__ = [
     "create",
     "dd",
     "digest",
+    "draw",
     "info",
     "info_chain",
     "inspect",

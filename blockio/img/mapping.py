@@ -17,7 +17,7 @@ from blockio.types import OpenFlags, Role, StatusFlags
 if TYPE_CHECKING:
     from blockio.graph.node import BlockNode
 
-__all__ = ["map_batches", "map_image", "map_node"]
+__all__ = ["map_batches", "map_image", "map_node", "node_batches"]
 
 _MOST: Final = 1 << 30
 """The longest run asked for at once; answers are joined again."""
@@ -42,20 +42,21 @@ async def map_batches(
     async with opened(image, OpenFlags(read_only=True)) as blk:
         node = blk.bs
         assert node is not None
-        async with aclosing(_node_batches(node, start, length)) as batches:
+        async with aclosing(node_batches(node, start, length)) as batches:
             async for batch in batches:
                 yield batch
 
 
 async def map_node(node: BlockNode, start: int = 0, length: int | None = None) -> AsyncGenerator[MapEntry, None]:
     """As ``map_image``, of an open node."""
-    async with aclosing(_node_batches(node, start, length)) as batches:
+    async with aclosing(node_batches(node, start, length)) as batches:
         async for batch in batches:
             for entry in batch:
                 yield entry
 
 
-async def _node_batches(node: BlockNode, start: int, length: int | None) -> AsyncGenerator[list[MapEntry], None]:
+async def node_batches(node: BlockNode, start: int, length: int | None) -> AsyncGenerator[list[MapEntry], None]:
+    """As ``map_batches``, of an open node."""
     end = sectors_up(node.length)
     if length is not None:
         end = min(end, start + length)

@@ -27,13 +27,14 @@ class _Plan(NamedTuple):
     image: Image
     json: bool
     chain: bool
+    tree: bool
 
 
 def prepare(args: list[str], output: Output) -> _Plan | Stranger | None:
     """Read the command line; None asks for help."""
     choice = ImageChoice(output)
     format: str | None = None
-    as_json = chain = untrusted = False
+    as_json = chain = tree = untrusted = False
     line = command_line("info", args, output)
     ofmt = ""
     for key, value in line:
@@ -47,6 +48,8 @@ def prepare(args: list[str], output: Output) -> _Plan | Stranger | None:
             ofmt = value
         elif key == "backing-chain":
             chain = True
+        elif key == "tree":
+            tree = True
         elif key == "untrusted":
             untrusted = True
         elif key == "object":
@@ -58,8 +61,8 @@ def prepare(args: list[str], output: Output) -> _Plan | Stranger | None:
     if ofmt:
         as_json = json_mode(output, ofmt)
     if untrusted:
-        return _stranger(line.operands[0], format, as_json, choice, output, chain=chain)
-    return _Plan(choice.image(line.operands[0], format), as_json, chain)
+        return _stranger(line.operands[0], format, as_json, choice, output, chain=chain or tree)
+    return _Plan(choice.image(line.operands[0], format), as_json, chain or tree, tree)
 
 
 def _stranger(
@@ -69,9 +72,7 @@ def _stranger(
     from blockio.cli.img.inspect import Plan  # noqa: PLC0415
 
     if chain or choice.image_opts:
-        fail(
-            output, "--untrusted opens one file and nothing else: it goes with neither --backing-chain nor --image-opts"
-        )
+        fail(output, "--untrusted opens one file and nothing else: it goes with no chain and no --image-opts")
     return Plan(name, format, as_json, choice.force_share)
 
 
@@ -85,6 +86,8 @@ async def execute(plan: _Plan | Stranger, output: Output) -> int:
     if plan.json:
         members = [_members(image) for image in images]
         output.out(json_pretty(members if plan.chain else members[0]) + "\n")
+    elif plan.tree:
+        output.out("".join(_branch(depth, image) for depth, image in enumerate(images)))
     else:
         output.out("\n".join(_text(image) for image in images))
     return 0
@@ -126,6 +129,14 @@ def _snapshot_members(snapshot: SnapshotInfo) -> dict[str, Any]:
 
 
 # -- text
+
+
+def _branch(depth: int, image: ImageInfo) -> str:
+    """One image of the chain as a line of a tree."""
+    first = "    " * (depth - 1) + "└── " if depth else ""
+    stored = "" if image.actual_size is None else f", {human_size(image.actual_size)} on disk"
+    kept = f", {len(image.snapshots)} snapshots" if image.snapshots else ""
+    return f"{first}{image.filename} ({image.format}, {human_size(image.virtual_size)}{stored}{kept})\n"
 
 
 def _text(image: ImageInfo) -> str:

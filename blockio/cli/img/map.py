@@ -24,6 +24,8 @@ class _Plan(NamedTuple):
     json: bool
     start: int
     length: int | None
+    picture: str | None
+    """The file to draw into, empty for standard output; None: no picture."""
 
 
 def prepare(args: list[str], output: Output) -> _Plan | None:
@@ -32,6 +34,7 @@ def prepare(args: list[str], output: Output) -> _Plan | None:
     format: str | None = None
     as_json = False
     ofmt = ""
+    picture: str | None = None
     start, length = 0, None
     line = command_line("map", args, output)
     for key, value in line:
@@ -47,6 +50,8 @@ def prepare(args: list[str], output: Output) -> _Plan | None:
             start = read_size(output, "start offset", value)
         elif key == "length":
             length = read_size(output, "max length", value)
+        elif key == "picture":
+            picture = value
         elif key == "object":
             define_object(value, output)
         elif key == "image-opts":
@@ -55,11 +60,17 @@ def prepare(args: list[str], output: Output) -> _Plan | None:
         raise UsageError("Expecting one image file name")
     if ofmt:
         as_json = json_mode(output, ofmt)
-    return _Plan(choice.image(line.operands[0], format), as_json, start, length)
+    if picture is not None and as_json:
+        fail(output, "--picture and --output=json are mutually exclusive")
+    if picture and not picture.endswith(".svg"):
+        fail(output, f"'{picture}' does not end in .svg, which is what --picture draws into")
+    return _Plan(choice.image(line.operands[0], format), as_json, start, length, picture)
 
 
 async def execute(plan: _Plan, output: Output) -> int:
-    """Print one line for each run."""
+    """Print one line for each run, or draw them."""
+    if plan.picture is not None:
+        return await _draw(plan, plan.picture, output)
     first = True
     async with aclosing(map_batches(plan.image, start=plan.start, length=plan.length)) as batches:
         async for batch in batches:
@@ -75,6 +86,27 @@ async def execute(plan: _Plan, output: Output) -> int:
         if plan.json:
             output.out("]\n")
     return 0
+
+
+async def _draw(plan: _Plan, path: str, output: Output) -> int:
+    # reason: only --picture needs it
+    from blockio.aio.threads import in_worker  # noqa: PLC0415
+    from blockio.img.drawing import LEGEND, draw  # noqa: PLC0415
+
+    drawn = await draw(plan.image, start=plan.start, length=plan.length, rows=16)
+    if not path:
+        output.out(f"{drawn.text()}\n{LEGEND}\n")
+        return 0
+    try:
+        await in_worker(_write, path, drawn.svg())
+    except OSError as error:
+        fail(output, f"Could not write '{path}': {error.strerror}")
+    return 0
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
 
 
 def _member(entry: MapEntry) -> str:

@@ -156,7 +156,7 @@ PROSE: Final[dict[str, Prose]] = {
             "Reads the header, not the disk. The format is guessed unless `-f` gives it, and a guess can be fooled: "
             "give it where the image is a stranger's, or use `--untrusted`, which is `blockio img inspect`.",
         ),
-        ("img info disk.qcow2", "img info --output=json disk.qcow2"),
+        ("img info disk.qcow2", "img info --output=json disk.qcow2", "img info --tree disk.qcow2"),
         'found = await img.info("disk.qcow2")',
     ),
     "inspect": Prose(
@@ -181,8 +181,11 @@ PROSE: Final[dict[str, Prose]] = {
         ),
     ),
     "map": Prose(
-        ("`human` shows only where data are, and in which file of the chain; `json` all of the disk.",),
-        ("img map --output=json disk.qcow2",),
+        (
+            "`human` shows only where data are, and in which file of the chain; `json` all of the disk; `--picture` "
+            "draws it.",
+        ),
+        ("img map --output=json disk.qcow2", "img map --picture disk.qcow2", "img map --picture=disk.svg disk.qcow2"),
         'async for entry in img.map("disk.qcow2"):\n    print(entry)',
     ),
     "measure": Prose(
