@@ -78,4 +78,4 @@ def _command(disk: Path, command: list[str], title: str) -> Iterator[Workload]:
     yield workload
     said = ", ".join(f"{name} {peak / MIB:.0f} MiB" for name, peak in peaks.items())
     verdict = "holds" if peaks.get("blockio", 0) < RSS_LIMIT else "misses"
-    workload.notes.append(f"peak memory: {said}; blockio under {RSS_LIMIT // MIB} MiB: {verdict}")
+    workload.notes.append(f"peak memory, at most: {said}; blockio under {RSS_LIMIT // MIB} MiB: {verdict}")
