@@ -90,16 +90,23 @@ def _bench(words: Sequence[str], prog: str) -> int:
     return tool(words, prog)
 
 
+def _completion(words: Sequence[str], prog: str) -> int:
+    from blockio.cli.completion import main as tool  # noqa: PLC0415  # only the tool that is called
+
+    return tool(words, prog)
+
+
 TOOLS: Final[dict[str, Tool]] = {
     "img": Tool(_img, "create, inspect, check, convert, compare and resize disk images (as qemu-img)"),
     "io": Tool(_io, "read, write and map an image by commands (as qemu-io)"),
     "bench": Tool(_bench, "measure workloads beside qemu-img, fio and others"),
+    "completion": Tool(_completion, "print what a shell needs to complete these command lines"),
 }
 _LINKS: Final[dict[str, Run]] = {"qemu-img": _img, "qemu-io": _io, "blockio-img": _img, "blockio-io": _io}
 
 
 def _help(prog: str) -> str:
-    tools = "".join(f"  {name:<5}  {tool.summary}\n" for name, tool in TOOLS.items())
+    tools = "".join(f"  {name:<10}  {tool.summary}\n" for name, tool in TOOLS.items())
     return _HELP.format(prog=prog, tools=tools)
 
 
