@@ -185,6 +185,13 @@ async def test_a_data_file_is_named(tmp_path: Path) -> None:
     (opening,) = found.openings
     assert (opening.kind.value, opening.name, opening.format) == ("data file", "/etc/shadow", "raw")
     assert found.facts["incompatible-features"] == ["data-file"]
+    assert not found.broken
+
+
+async def test_a_data_file_without_a_name_is_something_that_is_missing(tmp_path: Path) -> None:
+    found = await img.inspect(await crafted(tmp_path / "a.qcow2", lambda i: i.set(incompatible=4)))
+    assert not found.opens_others
+    assert kinds(found) == {FindingKind.UNSUPPORTED}
 
 
 BROKEN: dict[str, tuple[Callable[[Craft], object], FindingKind, str]] = {

@@ -87,7 +87,7 @@ def _state(header: Header) -> list[Finding]:
     if header.unknown_fields.strip(b"\0"):
         note(f"{len(header.unknown_fields)} bytes of unknown header fields")
     if header.has_data_file and not header.data_file:
-        note("The data is in a file that the image does not name")
+        note("The data is in a file that the image does not name", FindingKind.UNSUPPORTED)
     if header.data_file and not header.has_data_file:
         note(f"A data file is named but not used: '{header.data_file}'")
     return found
