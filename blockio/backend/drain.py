@@ -45,6 +45,9 @@ class Drain(BackendCore):
 
         The section stays with the nodes it began on: the root may be removed, replaced or resized inside. RuntimeError
         inside a request of the same nodes, which would wait for itself. Cancelled while it waits, everything goes on.
+
+        Requests made meanwhile are parked until the section ends. Never await one inside it: it would wait for you
+        for ever, unless ``set_disable_request_queuing`` lets requests run while drained.
         """
         self._refuse_inside_request()
         node = await self._context.run(self._drained_begin())
