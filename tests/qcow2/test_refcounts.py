@@ -70,3 +70,21 @@ def test_what_does_not_fit_is_refused(order: int) -> None:
 def test_order_7_is_no_width() -> None:
     with pytest.raises(ValueError, match="order 7"):
         RefcountCodec.of(7)
+
+
+@given(st.sampled_from(ORDERS), st.data())
+def test_many_refcounts_change_as_each_alone_would(order: int, data: st.DataObject) -> None:
+    codec = RefcountCodec.of(order)
+    high = codec.maximum
+    some = st.sampled_from([value for value in (0, 1, 2, 254, 255, 256, high // 2, high - 1, high) if value <= high])
+    values = data.draw(st.lists(some, min_size=8, max_size=8))
+    where = bytes(data.draw(st.lists(st.integers(0, 1), min_size=8, max_size=8)))
+    weight = data.draw(st.integers(-300, 300))
+    block = codec.encode(array({3: "B", 4: "H", 5: "I", 6: "Q"}.get(order, "B"), values))
+    wanted = [value + weight * chosen for value, chosen in zip(values, where, strict=True)]
+    assert codec.ones(block) == bytes(value == 1 for value in values)
+    if abs(weight) > high or not all(0 <= value <= high for value in wanted):
+        with pytest.raises(OverflowError):
+            codec.raised(block, where, weight)
+    else:
+        assert list(codec.decode(codec.raised(block, where, weight))) == wanted

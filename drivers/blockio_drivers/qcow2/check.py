@@ -106,6 +106,16 @@ class References:
         self.put(cluster, total - excess)
         return excess
 
+    def add_run(self, begin: int, end: int, weight: int) -> bool:
+        """Count *weight* more for each cluster from *begin* to *end*; False: not done, they must be counted singly."""
+        seen = self.counts[begin]
+        total = seen + weight
+        count = end - begin
+        if total >= _SATURATED or total > self.maximum or self.counts[begin:end] != bytes((seen,)) * count:
+            return False
+        self.counts[begin:end] = bytes((total,)) * count
+        return True
+
 
 class _L1Table(NamedTuple):
     offset: int

@@ -11,6 +11,7 @@ from array import array
 from typing import TYPE_CHECKING, Final
 
 from blockio.buffers import is_zero
+from blockio_drivers.qcow2.strides import run_length
 from blockio_drivers.qcow2.tables import COMPRESSED, COPIED, L2_OFFSET_MASK, L2_RESERVED_MASK
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ __all__ = ["L2Walk"]
 
 _PIECE: Final = 64
 """A part of an L2 table this short is looked at entry by entry."""
+_ALL: Final = (1 << 64) - 1
 _LOW_HALF: Final = 0 if sys.byteorder == "little" else 1
 
 
@@ -68,31 +70,33 @@ class L2Walk:
         return not table[low] and not table[high - 1] and is_zero(table[low:high]) and is_zero(self._data[low:high])
 
     def _side_by_side(self, low: int, high: int) -> bool:
-        """Plain clusters in a row, each with refcount 1, COPIED and met for the first time: count them at once."""
+        """Plain clusters in a row, all met equally often before, with flags that are right: count them at once."""
         checker, table = self.checker, self._table
-        geometry = checker.geometry
-        first, step = table[low], geometry.cluster_size
-        if not self._plain or first >> 62 != 2 or table[high - 1] != first + (high - low - 1) * step:
-            return False
+        geometry, references = checker.geometry, checker.references
+        first, count, step = table[low], high - low, geometry.cluster_size
         offset = first & ~COPIED
-        if not self.active or self.weight != 1 or offset & (geometry.cluster_mask | L2_RESERVED_MASK):
+        if not self._plain or offset & (COMPRESSED | L2_RESERVED_MASK | geometry.cluster_mask):
             return False
-        neighbours = array("Q", range(first, first + (high - low) * step, step))
-        if geometry.data_file:
-            if table[low:high] == neighbours:
-                self._note_allocated(offset, high - low)
-            return table[low:high] == neighbours
-        if not offset:
+        # The flags of tables that only snapshots have mean nothing.
+        mask = _ALL if self.active else ~COPIED & _ALL
+        if run_length(table, low, high, mask, step) < count:
             return False
+        if geometry.data_file:  # nothing is counted there
+            sound = self.active and self.weight == 1 and bool(first & COPIED)
+            if sound:
+                self._note_allocated(offset, count)
+            return sound
         begin = offset >> geometry.cluster_bits
-        end = begin + high - low
-        counts = checker.references.counts
-        if end > checker.clusters or table[low:high] != neighbours:
+        end = begin + count
+        if not offset or end > checker.clusters:
             return False
-        if not is_zero(memoryview(counts)[begin:end]) or checker.stored[begin:end] != b"\1" * (high - low):
+        if self.active:
+            stored = checker.stored[begin]
+            if (stored == 1) != bool(first & COPIED) or checker.stored[begin:end] != bytes((stored,)) * count:
+                return False
+        if not references.add_run(begin, end, self.weight):
             return False
-        counts[begin:end] = b"\1" * (high - low)
-        self._note_allocated(offset, high - low)
+        self._note_allocated(offset, count)
         return True
 
     def _note_allocated(self, offset: int, clusters: int) -> None:

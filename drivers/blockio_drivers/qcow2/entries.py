@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from blockio.errors import UnsupportedFeature
 from blockio.types import ExtentKind
+from blockio_drivers.qcow2.strides import run_length
 from blockio_drivers.qcow2.tables import ALL_ALLOCATED, ALL_ZERO, COMPRESSED, COPIED, L2_OFFSET_MASK, ZERO
 
 if TYPE_CHECKING:
@@ -180,26 +181,15 @@ class StandardEntries(Entries):
 
     def run(self, table: array[int], at: int, stop: int) -> Run:
         entry = table[at]
-        after = at + 1
         if not entry & self._some:
-            while after < stop and not table[after] & self._some:
-                after += 1
-            return Run(_UNALLOCATED, after - at, -1)
+            return Run(_UNALLOCATED, run_length(table, at, stop, self._some, 0), -1)
         if entry & COMPRESSED:
             self._refuse_compressed(at)
             return Run(_COMPRESSED, 1, entry & ~(COPIED | COMPRESSED))
         host = entry & L2_OFFSET_MASK
         self._check(entry, at)
-        expected = entry & _SAME
-        step = self._step if host or not entry & ZERO else 0
-        while after < stop:
-            expected += step
-            if table[after] & _SAME != expected:
-                break
-            after += 1
-        if entry & ZERO:
-            return Run(_ZERO, after - at, host or -1)
-        return Run(_DATA, after - at, host)
+        count = run_length(table, at, stop, _SAME, self._step if host or not entry & ZERO else 0)
+        return Run(_ZERO, count, host or -1) if entry & ZERO else Run(_DATA, count, host)
 
     def runs(self, table: array[int], at: int, stop: int) -> Iterator[tuple[ExtentKind, int, int]]:
         odd = COMPRESSED | ZERO | self._mask
@@ -215,13 +205,11 @@ class StandardEntries(Entries):
                 at += reach
                 continue
             # A plain cluster: most are, and in a fragmented disk each is alone.
-            first, host = at, entry
-            at += 1
-            entry += step
-            while at < stop and table[at] & _SAME == entry:
-                at += 1
-                entry += step
-            yield _DATA, at - first, host
+            count = 1
+            if at + 1 < stop and table[at + 1] & _SAME == entry + step:
+                count = run_length(table, at, stop, _SAME, step)
+            yield _DATA, count, entry
+            at += count
 
     def in_place(self, table: array[int], at: int, stop: int) -> Place:
         entry = table[at]

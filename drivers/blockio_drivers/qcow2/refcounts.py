@@ -23,6 +23,7 @@ MAX_REFCOUNT_ORDER: Final = 6
 
 _TYPECODES: Final = {3: "B", 4: "H", 5: "I", 6: "Q"}
 _SWAP: Final = sys.byteorder == "little"
+_IS_ONE: Final = bytes(value == 1 for value in range(256))
 
 
 class RefcountCodec:
@@ -73,6 +74,39 @@ class RefcountCodec:
             low = bytes(255 if value > 255 else value for value in self.decode(block))
         return low
 
+    def ones(self, block: bytes | bytearray) -> bytes:
+        """For each refcount of *block* a byte: 1 where it is 1, else 0."""
+        return self.low_bytes(block).translate(_IS_ONE)
+
+    def raised(self, block: bytes | bytearray, where: bytes, weight: int) -> bytes:
+        """*block* with *weight* (which may be below 0) added to each refcount whose byte in *where* is 1; others are 0.
+
+        OverflowError where a refcount would not fit, or fall below 0.
+        """
+        if abs(weight) > self.maximum:
+            raise OverflowError(f"no refcount can change by {weight}")
+        # All of them at once, as one large integer. A sum that does not fit shows in its highest bit as a carry.
+        counts = int.from_bytes(block, "big")
+        change = abs(weight) * int.from_bytes(self._spread(where), "big")
+        if weight >= 0:
+            total = counts + change
+            carries = counts & change | (counts | change) & ~total
+        else:
+            total = counts - change
+            carries = ~counts & change | (~counts | change) & total
+        if carries & _highest_bits(self.order, len(block)):
+            raise OverflowError(f"a refcount cannot change by {weight}")
+        return total.to_bytes(len(block), "big")
+
+    def _spread(self, low: bytes) -> bytes:
+        """The block whose refcounts are the bytes in *low*."""
+        if self.order < 3:
+            return _pack(low, self.order)
+        width = 1 << (self.order - 3)
+        block = bytearray(len(low) * width)
+        block[width - 1 :: width] = low
+        return bytes(block)
+
     def encode(self, values: array[int]) -> bytes:
         """The block whose refcounts are *values*; OverflowError where one does not fit.
 
@@ -83,7 +117,7 @@ class RefcountCodec:
                 raise ValueError(f"{len(values)} refcounts of {self.bits} bits do not fill whole bytes")
             if len(values) and max(values) > self.maximum:
                 raise OverflowError(f"a refcount exceeds {self.maximum}")
-            return _pack(values, self.order)
+            return _pack(bytes(values) if values.typecode == "B" else bytes(array("B", values)), self.order)
         wide = array(_TYPECODES[self.order], values)
         if _SWAP:
             wide.byteswap()
@@ -154,10 +188,19 @@ def _unpack(block: bytes, order: int) -> bytes:
     return b"".join(map(_spread(order).__getitem__, block))
 
 
-def _pack(values: array[int], order: int) -> bytes:
+@cache
+def _highest_bits(order: int, nbytes: int) -> int:
+    """A block of *nbytes*, as one integer, in which only the highest bit of each refcount is set."""
+    if order < 3:
+        pattern = bytes((sum(1 << bit for bit in range((1 << order) - 1, 8, 1 << order)),))
+    else:
+        pattern = b"\x80".ljust(1 << (order - 3), b"\0")
+    return int.from_bytes(pattern * (nbytes // len(pattern)), "big")
+
+
+def _pack(raw: bytes, order: int) -> bytes:
     # One strided slice for each place in the byte, put together as big integers: no loop over entries.
     per = 8 >> order
-    raw = bytes(values) if values.typecode == "B" else bytes(array("B", values))
     total = 0
     for place in range(per):
         total |= int.from_bytes(raw[place::per], "little") << (place << order)

@@ -16,8 +16,10 @@ from __future__ import annotations
 import errno
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import cache
+from operator import add
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -27,6 +29,7 @@ from blockio.types import HostOffset
 from blockio_drivers.qcow2.image import finish
 from blockio_drivers.qcow2.refcounts import RefcountCodec
 from blockio_drivers.qcow2.snapshot_table import SnapshotEntry, encode_snapshots
+from blockio_drivers.qcow2.strides import run_length
 from blockio_drivers.qcow2.tables import (
     COMPRESSED,
     COPIED,
@@ -43,71 +46,138 @@ if TYPE_CHECKING:
 
 __all__ = ["Revision"]
 
-_KEPT_BLOCKS: Final = 8
+_NARROW: Final = "b"
+_WIDE: Final = "q"
+_TAKEN: Final = L2_OFFSET_MASK | COMPRESSED
+_TOP: Final = bytes((0x80,))
+"""What COPIED is in an entry's first byte."""
+_ONE: Final = b"\1"
+_BELOW_ZERO: Final = bytes(byte > 127 for byte in range(256))
+"""A translation: 1 for a signed byte below 0, else 0."""
+_TO_TOP: Final = bytes(0x80 if byte else 0 for byte in range(256))
 
 
 class _Counts:
-    """Refcounts as they will be: those in memory and the changes to them, block by block."""
+    """Refcounts as they will be: those in memory and the changes to them, block by block.
+
+    Whole tables and blocks at once wherever it can be, since there is one for each cluster of the image.
+    """
 
     def __init__(self, image: Image, allocator: Allocator) -> None:
         self._allocator = allocator
         geometry = image.geometry
-        self.codec = RefcountCodec.of(geometry.refcount_order)
+        self._codec = RefcountCodec.of(geometry.refcount_order)
         self._bits = geometry.refcount_block_bits
         self._entries = geometry.refcount_block_entries
         self.changes: dict[int, array[int]] = {}
-        self._known: dict[int, array[int]] = {}
+        """By number of the block; one byte for each cluster, more in those blocks for which that is too little."""
+        self._sole: dict[int, bytes] = {}
 
-    def change(self, cluster: int, weight: int) -> None:
-        """*weight* more references to *cluster*. CorruptImage where nothing counts that cluster."""
-        index = cluster >> self._bits
+    def _parts(self, cluster: int, count: int) -> Iterator[tuple[int, int, int]]:
+        """*count* clusters from *cluster* on, block by block: its index, and where in it they start and stop."""
+        while count > 0:
+            at = cluster & (self._entries - 1)
+            stop = min(at + count, self._entries)
+            yield cluster >> self._bits, at, stop
+            cluster += stop - at
+            count -= stop - at
+
+    def change(self, cluster: int, weight: int, count: int = 1) -> None:
+        """*weight* more references to each of *count* clusters. CorruptImage where nothing counts one of them."""
+        table = self._allocator.table
+        for index, at, stop in self._parts(cluster, count):
+            changes = self.changes.get(index)
+            if changes is None:
+                if index >= len(table) or not table[index]:
+                    lost = (index << self._bits) + at
+                    raise CorruptImage(
+                        f"Cluster {lost} is in use and has no refcount; the image must be repaired first"
+                    )
+                changes = self.changes[index] = array(_NARROW, bytes(self._entries))
+            self._sole.pop(index, None)
+            try:
+                _add(changes, at, stop, weight)
+            except OverflowError:
+                changes = self.changes[index] = array(_WIDE, changes)
+                _add(changes, at, stop, weight)
+
+    async def after(self, index: int) -> bytes:
+        """Block *index* as it will be. BlockError EINVAL: a refcount is too much, or below 0."""
+        block: bytes | bytearray = await self._allocator.block(index)
         changes = self.changes.get(index)
-        if changes is None:
-            if index >= len(self._allocator.table) or not self._allocator.table[index]:
-                raise CorruptImage(f"Cluster {cluster} is in use and has no refcount; the image must be repaired first")
-            changes = self.changes[index] = array("i", bytes(4 * self._entries))
         try:
-            changes[cluster & (self._entries - 1)] += weight
+            if changes is not None and changes.typecode == _WIDE:
+                values = self._codec.decode(block)
+                return self._codec.encode(array(values.typecode, map(add, values, changes)))
+            for weight, where in _by_weight(changes.tobytes() if changes is not None else b""):
+                block = self._codec.raised(block, where, weight)
         except OverflowError:
             raise BlockError(errno=errno.EINVAL) from None
+        return bytes(block)
 
-    async def before(self, index: int) -> array[int]:
-        """The refcounts of block *index* as they are."""
-        return self.codec.decode(await self._allocator.block(index))
-
-    async def after(self, index: int) -> array[int]:
-        """The refcounts of block *index* as they will be. BlockError EINVAL: one is too much, or below 0."""
-        values = await self.before(index)
-        changes = self.changes.get(index)
-        if changes is not None:
-            maximum = self.codec.maximum
-            for at, change in enumerate(changes):
-                if change:
-                    value = values[at] + change
-                    if not 0 <= value <= maximum:
-                        raise BlockError(errno=errno.EINVAL)
-                    values[at] = value
-        return values
-
-    async def known(self, cluster: int) -> array[int]:
-        """The block of *cluster* as it will be, as long as nothing more is changed; kept while it is asked for."""
-        index = cluster >> self._bits
-        found = self._known.get(index)
-        if found is None:
-            if len(self._known) >= _KEPT_BLOCKS:
-                self._known.clear()
-            found = self._known[index] = await self.after(index)
+    async def sole(self, cluster: int, count: int) -> bytes:
+        """For each of *count* clusters a byte: 1 where its refcount will be 1, else 0."""
+        found = b""
+        for index, at, stop in self._parts(cluster, count):
+            sole = self._sole.get(index)
+            if sole is None:
+                sole = self._sole[index] = self._codec.ones(await self.after(index))
+            found += sole[at:stop]
         return found
+
+    def gone(self, index: int, after: bytes) -> list[tuple[int, int]]:
+        """Runs of clusters, (first, count), that lose their last reference in block *index*, which will be *after*."""
+        changes = self.changes[index]
+        narrow = changes.typecode == _NARROW
+        lowered = changes.tobytes().translate(_BELOW_ZERO) if narrow else bytes(map((0).__gt__, changes))
+        if _ONE not in lowered:
+            return []
+        nothing = self._codec.low_bytes(after).translate(_only(0))
+        found = (int.from_bytes(lowered, "big") & int.from_bytes(nothing, "big")).to_bytes(self._entries, "big")
+        runs: list[tuple[int, int]] = []
+        start = found.find(_ONE)
+        while start >= 0:
+            end = found.find(0, start)
+            end = end if end >= 0 else self._entries
+            runs.append(((index << self._bits) + start, end - start))
+            start = found.find(_ONE, end)
+        return runs
 
     async def verify(self) -> None:
         """Raise what speaks against the changes, before anything is written."""
         for index in self.changes:
-            await self.after(index)
-        self.forget()
+            self._sole[index] = self._codec.ones(await self.after(index))
 
     def forget(self) -> None:
-        """What ``known`` knows is out of date."""
-        self._known.clear()
+        """Clusters were handed out meanwhile: what is known of refcounts that do not change is out of date."""
+        self._sole.clear()
+
+
+def _add(changes: array[int], at: int, stop: int, weight: int) -> None:
+    """*weight* more in each of *changes* from *at* to *stop*. OverflowError where one has no room: then in none."""
+    if stop - at == 1:
+        changes[at] += weight
+        return
+    code, part = changes.typecode, changes[at:stop]
+    if part == array(code, part[:1]) * (stop - at):
+        changes[at:stop] = array(code, [part[0] + weight]) * (stop - at)
+    else:
+        changes[at:stop] = array(code, map(weight.__add__, part))
+
+
+def _by_weight(changes: bytes) -> Iterator[tuple[int, bytes]]:
+    """Each change there is among *changes*, one signed byte each, and a 1 for every place that has it."""
+    left = changes.translate(None, b"\0")
+    while left:
+        code = left[:1]
+        yield int.from_bytes(code, signed=True), changes.translate(_only(code[0]))
+        left = left.translate(None, code)
+
+
+@cache
+def _only(code: int) -> bytes:
+    """A translation: 1 for the byte *code*, else 0."""
+    return bytes(byte == code for byte in range(256))
 
 
 class Revision:
@@ -128,6 +198,8 @@ class Revision:
         self._weights: Counter[int] = Counter()
         self._rooms: list[tuple[int, int]] = []
         self._old: list[tuple[int, int]] = []
+        self._gone: list[tuple[int, int]] = []
+        """Runs of clusters, (first, count), that nothing will refer to."""
         self._active: array[int] | None = None
         self._kept: array[int] | None = None
         self._fields: dict[str, int] = {}
@@ -172,7 +244,7 @@ class Revision:
         header = image.header
         try:
             await self._count_all()
-            moved = await self._plan_tables()
+            moved = await self._move_tables()
             self._count_moved(moved)
             active_offset = await self._write_active(moved)
             kept_offset = await self._write_kept(moved)
@@ -199,48 +271,62 @@ class Revision:
         for offset, weight in self._weights.items():
             if not weight:
                 continue
-            for entry in (await self._l2_table(offset))[:: self._words]:
-                if entry & COMPRESSED:
-                    where = self._image.geometry.compressed(entry)
-                    last = where.offset + where.nbytes - 1
-                    for cluster in range(where.offset >> self._bits, (last >> self._bits) + 1):
-                        self._counts.change(cluster, weight)
-                elif entry & L2_OFFSET_MASK:
-                    self._counts.change((entry & L2_OFFSET_MASK) >> self._bits, weight)
+            words = table_from_bytes(await self._l2_table(offset))[:: self._words]
+            for at, count in self._runs(words):
+                if words[at] & COMPRESSED:
+                    where = self._image.geometry.compressed(words[at])
+                    first, last = where.offset >> self._bits, (where.offset + where.nbytes - 1) >> self._bits
+                    self._counts.change(first, weight, last - first + 1)
+                else:
+                    self._counts.change((words[at] & L2_OFFSET_MASK) >> self._bits, weight, count)
             self._counts.change(offset >> self._bits, weight)
         await self._counts.verify()
 
-    async def _l2_table(self, offset: int) -> array[int]:
+    def _runs(self, words: array[int]) -> Iterator[tuple[int, int]]:
+        """Where in an L2 table clusters lie side by side, or one is compressed, and how many."""
+        at = 0
+        while at < len(words):
+            entry = words[at] & _TAKEN
+            count = 1
+            if not entry & COMPRESSED:
+                count = run_length(words, at, len(words), _TAKEN, self._cluster if entry else 0)
+            if entry:
+                yield at, count
+            at += count
+
+    async def _l2_table(self, offset: int) -> bytearray:
         if offset & (self._cluster - 1):
             raise CorruptImage(f"L2 table offset {offset:#x} unaligned", errno.EIO)
-        return table_from_bytes(await self._image.read(offset, self._cluster))
+        return await self._image.read(offset, self._cluster)
 
-    async def _plan_tables(self) -> dict[int, int]:
-        """Room for each L2 table of the new active L1 table whose flags will have to change: old offset to new."""
+    async def _move_tables(self) -> dict[int, int]:
+        """Write those L2 tables of the new active L1 table anew whose flags have to change: old offset to new."""
         moved: dict[int, int] = {}
         for offset in sorted(set(self._active or ())):
-            if offset and (await self._flagged(offset))[1]:
-                moved[offset] = await self._room(1, "L2 table")
+            if offset:
+                table, changed = await self._flagged(offset)
+                if changed:
+                    moved[offset] = await self._room(1, "L2 table")
+                    await self._image.write(moved[offset], table)
         return moved
 
-    async def _flagged(self, offset: int) -> tuple[array[int], bool]:
+    async def _flagged(self, offset: int) -> tuple[bytearray, bool]:
         """The L2 table at *offset* with the flags that will be right, and whether that changes it."""
         table = await self._l2_table(offset)
-        mask = self._image.geometry.refcount_block_entries - 1
-        block_bits = self._image.geometry.refcount_block_bits
-        changed = False
-        block, counts = -1, array("Q")
-        for at, entry in zip(range(0, len(table), self._words), table[:: self._words], strict=True):
-            if entry & COMPRESSED or not entry & L2_OFFSET_MASK:
-                continue
-            cluster = (entry & L2_OFFSET_MASK) >> self._bits
-            if cluster >> block_bits != block:
-                block = cluster >> block_bits
-                counts = await self._counts.known(cluster)
-            if (counts[cluster & mask] == 1) != bool(entry & COPIED):
-                table[at] = entry ^ COPIED
-                changed = True
-        return table, changed
+        words = table_from_bytes(table)[:: self._words]
+        # The flag is in the first byte of an entry: these, those of clusters that can have it, and those that will.
+        tops = table[:: 8 * self._words]
+        plain, copied = bytearray(len(words)), bytearray(len(words))
+        for at, count in self._runs(words):
+            if not words[at] & COMPRESSED:
+                plain[at : at + count] = _TOP * count
+                sole = await self._counts.sole((words[at] & L2_OFFSET_MASK) >> self._bits, count)
+                copied[at : at + count] = sole.translate(_TO_TOP)
+        here, there, flags = (int.from_bytes(part, "big") for part in (tops, plain, copied))
+        right = here & ~there | flags
+        if right != here:
+            table[:: 8 * self._words] = right.to_bytes(len(words), "big")
+        return table, right != here
 
     def _count_moved(self, moved: dict[int, int]) -> None:
         """The new tables take over the references that the active and the new L1 table have."""
@@ -256,19 +342,14 @@ class Revision:
         self._counts.forget()
 
     async def _write_active(self, moved: dict[int, int]) -> int:
-        """Write the L2 tables that move, and the L1 table; the answer is where, 0 where nothing of it changes."""
+        """Write the active L1 table; the answer is where, 0 where nothing of it changes."""
         if self._active is None:
             return 0
-        for offset, place in moved.items():
-            table, _ = await self._flagged(offset)
-            await self._image.write(place, table_to_bytes(table))
-        mask = self._image.geometry.refcount_block_entries - 1
         for at, entry in enumerate(self._active):
             if entry:
                 place = moved.get(entry, entry)
-                counts = await self._counts.known(place >> self._bits)
-                copied = counts[(place >> self._bits) & mask] == 1
-                self._active[at] = place | COPIED if copied else place
+                sole = await self._counts.sole(place >> self._bits, 1)
+                self._active[at] = place | COPIED if sole[0] else place
         if self._active == self._image.l1:
             return 0
         return await self._store(table_to_bytes(self._active), "L1 table")
@@ -318,7 +399,10 @@ class Revision:
         # Nothing is allocated from here on. What the other blocks count must be true on disk as well.
         await allocator.write()
         for index, place in places.items():
-            await self._image.write(place, counts.codec.encode(await counts.after(index)))
+            after = await counts.after(index)
+            await self._image.write(place, after)
+            if self._pass_discard:
+                self._gone += counts.gone(index, after)
         await self._image.write(offset, table_to_bytes(table))
         header = self._image.header
         self.let_go(header.refcount_table_offset, header.refcount_table_clusters << self._bits)
@@ -328,7 +412,6 @@ class Revision:
     async def _switch(self, table: array[int], clusters: int) -> None:
         image, allocator = self._image, self._allocator
         before = image.header
-        freed = await self._freed() if self._pass_discard else []
         try:
             await image.set_tables(**self._fields)
         finally:
@@ -341,25 +424,8 @@ class Revision:
                     image.l1 = self._active
                 self._mapping.cache.drop()
                 self._mapping.protect()
-        for first, count in freed:
+        for first, count in self._gone:
             with suppress(OSError):  # a hint: the file may not know discards
                 await image.file.co_pdiscard(first << self._bits, count << self._bits)
         for first, count in self._old:
             allocator.replaced(first, count)
-
-    async def _freed(self) -> list[tuple[int, int]]:
-        """Runs of clusters that lose their last reference."""
-        runs: list[tuple[int, int]] = []
-        entries = self._image.geometry.refcount_block_entries
-        for index, changes in self._counts.changes.items():
-            if min(changes) >= 0:
-                continue
-            after = await self._counts.after(index)
-            for at, change in enumerate(changes):
-                if change < 0 and not after[at]:
-                    cluster = index * entries + at
-                    if runs and sum(runs[-1]) == cluster:
-                        runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-                    else:
-                        runs.append((cluster, 1))
-        return runs
