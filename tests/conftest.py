@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
+import linecache
 import os
 import shutil
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
@@ -63,6 +66,7 @@ _BLOCKING_IS_FINE: Final = (
 )
 """Pairs of a file's end and the functions in it under which blockio may block the loop, each with its reason."""
 
+_FRAMES_KEPT: Final = 3  # asyncio's own, and the two nearest of whoever made the future
 _RUNNER: Final = "_function_scoped_runner"  # pytest-asyncio's fixture that owns a test's loop
 
 hypothesis.settings.register_profile(
@@ -120,6 +124,20 @@ def _nothing_blocks_the_loop() -> Iterator[None]:
     buster.activate()
     yield
     buster.deactivate()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _debug_mode_keeps_short_stacks() -> Iterator[None]:
+    """asyncio's debug mode keeps with each future and callback the stack that made it: here, its nearest frames.
+
+    All of it, down to pytest's own frames, and a look on disk whether each of their files has changed since, cost
+    more than everything else that most tests do. What debug mode checks stays as it is.
+    """
+    walk = traceback.walk_stack
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(traceback, "walk_stack", lambda frame: itertools.islice(walk(frame), _FRAMES_KEPT))
+        patch.setattr(linecache, "checkcache", lambda filename=None: None)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
