@@ -213,6 +213,10 @@ class AioContext:
         self._shared[kind] = (shared, users + 1)
         return cast("_K", shared)
 
+    def shared(self, kind: type[_K]) -> _K | None:
+        """The context's one *kind*, if anyone has a share in it."""
+        return cast("_K | None", self._shared.get(kind, (None, 0))[0])
+
     def unshare(self, kind: type[Closeable]) -> None:
         """One user less; the last one closes it."""
         shared, users = self._shared[kind]

@@ -209,6 +209,12 @@ class Uring:
             _refused[context] = OSError(error.errno, error.strerror)
             raise
 
+    @classmethod
+    def busy(cls, context: AioContext) -> bool:
+        """Whether the context has a ring with requests in the kernel."""
+        ring = context.shared(cls)
+        return ring is not None and ring._in_flight > 0
+
     def _check_features(self, params: bytearray) -> None:
         import ctypes  # noqa: PLC0415  # imported by the caller
 
@@ -361,6 +367,9 @@ class Uring:
             self._inline_left -= 1
             self._flush()
         elif len(self._queue) >= (op.batch or self._entries):
+            self._flush()
+        elif op.length >= ASYNC_TRANSFER and not self._plugs:
+            # Whoever comes next in this turn may copy as much in the loop's thread: meanwhile the kernel can begin.
             self._flush()
         elif not self._scheduled and not self._plugs:
             self._scheduled = True

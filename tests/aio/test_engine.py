@@ -602,6 +602,36 @@ async def test_the_first_goes_alone_and_the_turns_others_together(path: Path, mo
 
 
 @needs_ring
+async def test_a_large_transfer_waits_for_nobody_and_nobody_copies_as_much_in_place_meanwhile(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nbytes = uring.ASYNC_TRANSFER
+    os.truncate(path, 2 * nbytes)
+    with ring_on(path, monkeypatch) as (engine, ring, enter):
+        os.pread(engine.fd, 2 * nbytes, 0)
+        large, small = bytearray(nbytes), bytearray(512)
+        assert engine.try_preadv(0, [large], nbytes)
+        reader, writer = os.pipe()
+        try:
+            held = asyncio.create_task(ring.read(reader, STREAM, [memoryview(bytearray(1))]))
+            await asyncio.sleep(0)
+            assert Uring.busy(AioContext.current())
+            assert not engine.try_preadv(0, [large], nbytes)
+            assert engine.try_preadv(0, [small], 512)
+            tasks = [asyncio.create_task(engine.preadv(nbytes * i, [memoryview(bytearray(nbytes))])) for i in range(2)]
+            await asyncio.sleep(0)
+            assert enter.batches == [1, 1, 1]
+            assert await asyncio.gather(*tasks) == [nbytes, nbytes]
+            os.write(writer, b"x")
+            await held
+        finally:
+            os.close(reader)
+            os.close(writer)
+        assert not Uring.busy(AioContext.current())
+        assert engine.try_preadv(0, [large], nbytes)
+
+
+@needs_ring
 async def test_a_batch_is_no_larger_than_asked(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with engine_on(path, "io_uring", max_batch=4) as engine:
         ring = engine._step()
