@@ -139,14 +139,16 @@ class ExtentKind(Enum):
     UNALLOCATED = "unallocated"
     """This layer says nothing: the COW child decides, or zeroes where there is none."""
     COMPRESSED = "compressed"
-    """Stored, but only the driver can turn it into guest bytes (``BlockDriver.co_read_compressed``)."""
+    """Stored, but only the driver can turn it into guest bytes (``FormatDriver.co_read_compressed``)."""
+    ENCRYPTED = "encrypted"
+    """As long as the guest bytes and at ``host_offset``, but only the driver can read it (``co_read_encrypted``)."""
 
 
 class Extent(NamedTuple):
     """The answer to *where are these bytes?*: one run of one kind, starting at the asked offset.
 
     ``length`` is at least 1 and at most what was asked for. ``host_offset`` is the position in ``child`` for
-    DATA, the place in reserve of ZERO and UNALLOCATED (or -1), a driver's own key for COMPRESSED.
+    DATA and ENCRYPTED, the place in reserve of ZERO and UNALLOCATED (or -1), a driver's own key for COMPRESSED.
     """
 
     kind: ExtentKind

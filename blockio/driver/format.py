@@ -68,6 +68,8 @@ class FormatDriver(BlockDriver):
     kind = DriverKind.FORMAT
     file: Child
     backing: Child | None = None
+    encrypted: bool = False
+    """Data is ENCRYPTED, never DATA, and written with ``co_write_encrypted``."""
 
     @classmethod
     async def co_create(cls, target: CreateTarget, options: Any) -> None:
@@ -106,6 +108,14 @@ class FormatDriver(BlockDriver):
         """Several ``co_read_compressed`` (offset, memory, extent) of one request; one job where that helps."""
         for offset, iov, extent in pieces:
             await self.co_read_compressed(offset, iov, extent)
+
+    async def co_read_encrypted(self, offset: int, iov: IoVector, extent: Extent) -> None:
+        """Fill *iov* with the guest bytes from *offset* on, which lie in the ENCRYPTED *extent*."""
+        raise UnsupportedFeature
+
+    async def co_write_encrypted(self, child: Child, offset: int, host_offset: int, data: IoVector) -> None:
+        """Write *data*, the guest's from *offset* on, to *child* at *host_offset*, leaving *data* as it is."""
+        raise UnsupportedFeature
 
     async def co_data_may_be_hole(self) -> bool:
         """Whether DATA extents may be holes of the file because only metadata was preallocated.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from blockio.aio.context import finish
 from blockio.driver.base import FormatDriver, NoOptions, ProtocolDriver
-from blockio.driver.options import convert_options, split_protocol
+from blockio.driver.options import convert_options, flatten, nest, split_protocol
 from blockio.driver.registry import find_driver, find_protocol
 from blockio.errors import BlockError, OptionError, UnsupportedFeature
 from blockio.graph import perms
@@ -53,7 +53,7 @@ async def create_image(
     cls = _format(driver)
     protocol = _protocol(filename)
     if issubclass(cls, FormatDriver):
-        options, file_options = _sorted(cls, protocol, options or {}, file_options or {})
+        options, file_options = _sorted(cls, protocol, nest(flatten(options or {})), file_options or {})
         typed = _convert(cls, options)
         if not _overrides(protocol, "co_create_file"):
             raise UnsupportedFeature(f"Protocol driver '{protocol.name}' does not support image creation")
@@ -129,7 +129,8 @@ def _fields(cls: type[BlockDriver]) -> frozenset[str]:
 
 def typed_create_options(cls: type[BlockDriver], options: Mapping[str, Any]) -> Any:
     """Those of *options* that are the driver's own, as its ``CreateOptions``. OptionError."""
-    return _convert(cls, {name: value for name, value in options.items() if name in _fields(cls)})
+    mine = _fields(cls)
+    return _convert(cls, {name: value for name, value in nest(flatten(options)).items() if name in mine})
 
 
 def _convert(cls: type[BlockDriver], options: Mapping[str, Any]) -> Any:

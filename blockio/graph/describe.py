@@ -102,9 +102,8 @@ def _tree_lines(node: BlockNode, first: str, rest: str) -> Iterator[str]:
 
 def _strong_options(node: BlockNode) -> dict[str, Any]:
     strong = node.driver_class.strong_options
-    return {
-        name: value for name, value in node.options.items() if name != "filename" and (strong is None or name in strong)
-    }
+    given = node.options if strong is None else {**node.options, **flatten(node.options)}
+    return {name: value for name, value in given.items() if name != "filename" and (strong is None or name in strong)}
 
 
 def _is_storage(node: BlockNode) -> bool:
@@ -120,7 +119,10 @@ def _named_children(node: BlockNode) -> list[Any]:
 def _backing_is_cut(node: BlockNode) -> bool:
     """The image names a backing file but the caller said that there shall be none."""
     driver = node.driver
-    return driver is not None and driver.backing_reference() is not None and node.backing is None
+    # A node without I/O is only looked at: it has none, which says nothing.
+    return (
+        not node.flags.no_io and driver is not None and driver.backing_reference() is not None and node.backing is None
+    )
 
 
 def flat_options(node: BlockNode) -> dict[str, Any]:

@@ -100,7 +100,7 @@ class CreatePlan(msgspec.Struct):
         for name, value in self.values.items():
             if name == "preallocation" and self.driver.name != "qcow2":
                 _must_be_mode(value)
-            if name in mine:
+            if name.partition(".")[0] in mine:
                 options[name] = value
             elif name in below:
                 file_options[name] = value
@@ -237,7 +237,8 @@ async def _open_backing(plan: CreatePlan, backing: str, gate: OpenGate | None, t
     image = Image(filename=full_backing_name(plan.filename, backing), format=format, gate=gate, trust=trust)
     async with AsyncExitStack() as stack:
         try:
-            blk = await stack.enter_async_context(opened(image, OpenFlags(read_only=True), prefix=""))
+            # Its data is not looked at, so that an encrypted one needs no secret.
+            blk = await stack.enter_async_context(opened(image, OpenFlags(read_only=True, no_io=True), prefix=""))
         except BlockError as error:
             hint = f"{error.hint}\n" if error.hint else ""
             raise type(error)(error.message, error.errno, hint=f"{hint}Could not open backing image.") from error

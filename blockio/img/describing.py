@@ -90,7 +90,7 @@ async def node_info(node: BlockNode) -> ImageInfo:
     with suppress(UnsupportedFeature):
         snapshots = await snapshot_list(node)
     return ImageInfo(
-        filename=_name(node),
+        filename=node.filename,
         format=driver.name,
         virtual_size=sectors_up(node.length),
         actual_size=await allocated_size(node),
@@ -99,18 +99,10 @@ async def node_info(node: BlockNode) -> ImageInfo:
         encrypted="encrypt" in data or driver.name == "luks",
         snapshots=snapshots,
         backing_filename=backing,
-        full_backing_filename=None if backing is None else full_backing_name(_name(node), backing),
+        full_backing_filename=None if backing is None else full_backing_name(node.filename, backing),
         backing_filename_format=backing_format,
         format_specific=None if specific is None else {"type": specific["type"], "data": data},
     )
-
-
-def _name(node: BlockNode) -> str:
-    """The node's name, which is not changed by our looking at it without its backing file."""
-    primary = node.primary
-    if primary is not None and node.flags.no_backing and node.filename.startswith("json:"):
-        return primary.node.filename
-    return node.filename
 
 
 async def allocated_size(node: BlockNode) -> int | None:

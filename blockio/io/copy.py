@@ -7,7 +7,7 @@ UnsupportedFeature says: read and write instead. Parts that were copied before s
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from blockio.aio.context import on_new_stack
 from blockio.driver.base import DriverKind, FilterDriver, FormatDriver
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from blockio.io.node_io import NodeIO
 
 __all__ = ["copy_from", "copy_to"]
+
+_UNREADABLE: Final = (ExtentKind.COMPRESSED, ExtentKind.ENCRYPTED)
+"""What nobody but its driver can read."""
 
 
 def _able(driver: BlockDriver) -> None:
@@ -63,7 +66,7 @@ async def _copy_mapped(driver: FormatDriver, offset: int, target: Edge, target_o
     while offset < end:
         kind, length, host_offset, child = await mapped.locate(driver, offset, end - offset)
         backing = driver.backing
-        if kind is ExtentKind.COMPRESSED:
+        if kind in _UNREADABLE:
             raise UnsupportedFeature
         if kind is ExtentKind.DATA and child is not None:
             await child.co_copy_range_to(host_offset, target, target_offset, length)
@@ -106,6 +109,8 @@ async def _store(io: NodeIO, source: BlockDriver, source_offset: int, offset: in
         await _path(driver.file).co_copy_range_from(source, source_offset, offset, nbytes)
         return
     assert isinstance(driver, FormatDriver)
+    if driver.encrypted:
+        raise UnsupportedFeature
     end = offset + nbytes
     while offset < end:
         if io.maps_writes is None:

@@ -32,6 +32,7 @@ _DATA: Final = ExtentKind.DATA
 _ZERO: Final = ExtentKind.ZERO
 _UNALLOCATED: Final = ExtentKind.UNALLOCATED
 _COMPRESSED: Final = ExtentKind.COMPRESSED
+_ENCRYPTED: Final = ExtentKind.ENCRYPTED
 
 _PACKED_TOGETHER: Final = 512 << 10
 """Guest bytes of compressed extents that are one job for the driver: handing one over costs as much as it takes."""
@@ -43,7 +44,7 @@ async def locate(driver: FormatDriver, offset: int, nbytes: int) -> Extent:
     if extent is None:
         extent = await driver.co_map(offset, nbytes)
     kind, length, host_offset, child = extent
-    if not 0 < length <= nbytes or (kind is _DATA and (child is None or host_offset < 0)):
+    if not 0 < length <= nbytes or ((kind is _DATA or kind is _ENCRYPTED) and (child is None or host_offset < 0)):
         raise RuntimeError(f"driver '{driver.name}' mapped {nbytes} bytes at {offset} to {extent!r}")
     return extent
 
@@ -104,6 +105,9 @@ async def _read_extent(driver: FormatDriver, extent: Extent, offset: int, part: 
         await extent.child.co_preadv(extent.host_offset, part)
     elif kind is _COMPRESSED:
         await driver.co_read_compressed(offset, part, extent)
+    elif kind is _ENCRYPTED:
+        await tell(driver.file, "read_aio")
+        await driver.co_read_encrypted(offset, part, extent)
     elif kind is _UNALLOCATED and driver.backing is not None:
         await tell(driver.file, "read_backing_aio")
         await driver.backing.co_preadv(offset, part)  # past the backing file's end this reads zeroes
@@ -169,7 +173,11 @@ async def _store(driver: FormatDriver, allocation: Allocation, data: IoVector) -
             await driver.file.debug_event("write_aio")
             if copied:
                 await driver.file.debug_event("cow_write")
-        await allocation.child.co_pwritev(host_offset, data)
+        if driver.encrypted:
+            before = allocation.host_offset - host_offset
+            await driver.co_write_encrypted(allocation.child, allocation.offset - before, host_offset, data)
+        else:
+            await allocation.child.co_pwritev(host_offset, data)
     except BaseException as error:
         await abandon(allocation, error)
         raise

@@ -38,9 +38,12 @@ _FLAGS_OF: Final = {
     ExtentKind.ZERO: _ZERO,
     ExtentKind.UNALLOCATED: 0,
     ExtentKind.COMPRESSED: _DATA | _COMPRESSED,
+    ExtentKind.ENCRYPTED: _DATA,
 }
 _SECTOR: Final = 512
 _RESERVED: Final = (ExtentKind.ZERO, ExtentKind.UNALLOCATED)
+_HIDDEN: Final = (ExtentKind.COMPRESSED, ExtentKind.ENCRYPTED)
+"""Where it lies is of no use to anybody but the driver."""
 
 
 async def block_status(io: NodeIO, offset: int, nbytes: int, *, want_zero: bool) -> BlockStatus:
@@ -100,7 +103,7 @@ async def _told(io: NodeIO, driver: FormatDriver, offset: int, extents: Sequence
     stored = [extent for extent in extents if extent.kind is ExtentKind.DATA and extent.child is not None]
     regions = await _regions(stored) if stored and await driver.co_data_may_be_hole() else None
     for kind, length, host, child in extents:
-        if child is None or host < 0 or kind is ExtentKind.COMPRESSED:
+        if child is None or host < 0 or kind in _HIDDEN:
             flags = _FLAGS_OF[kind] & ~_OFFSET_VALID
             place, owner = 0, ""
         else:

@@ -1,16 +1,11 @@
 """luks: a disk encrypted as LUKS version 1, as cryptsetup and QEMU have it.
 
 The file holds header, key material and payload, or, with ``header``, only the payload. Each sector of 512 bytes is
-encrypted with its number in the payload; requests are therefore whole sectors. Data is encrypted into memory of the
-driver's own: the caller's is not changed, and the file never sees plain text.
-
-Small requests are encrypted in place, because handing them to a thread costs more; larger ones in a worker thread,
-piece by piece, so that the loop goes on meanwhile.
+encrypted with its number in the payload; requests are therefore whole sectors.
 """
 
 from __future__ import annotations
 
-import asyncio
 import errno
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
@@ -38,6 +33,7 @@ from blockio.types import (
     Role,
     StatusFlags,
 )
+from blockio_drivers.crypto.transfer import read_decrypted, write_encrypted
 
 if TYPE_CHECKING:
     from blockio.aio.context import AioContext
@@ -51,10 +47,6 @@ __all__ = ["LuksAmendOptions", "LuksCreateOptions", "LuksDriver", "LuksOptions"]
 
 _SECTOR: Final = 512
 _MAGIC: Final = b"LUKS\xba\xbe\x00\x01"
-_INLINE: Final = 16 << 10
-"""Up to this size a thread costs more than the cipher."""
-_PIECE: Final = 1 << 20
-"""How much of a request is encrypted and in memory at a time."""
 
 
 class LuksOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
@@ -81,9 +73,7 @@ class LuksCreateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
         # reason: only what makes or opens an encrypted image needs the ciphers' house
         from blockio_drivers.crypto.header import CipherSpec  # noqa: PLC0415
 
-        ivgen = self.ivgen_alg or "plain64"
-        iv_hash = self.ivgen_hash_alg or ("sha256" if ivgen == "essiv" else None)
-        return CipherSpec(self.cipher_alg, self.cipher_mode, ivgen, iv_hash, self.hash_alg)
+        return CipherSpec.chosen(self.cipher_alg, self.cipher_mode, self.ivgen_alg, self.ivgen_hash_alg, self.hash_alg)
 
 
 class LuksAmendOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
@@ -231,19 +221,10 @@ class LuksDriver(FormatDriver):
     # -- requests
 
     async def co_preadv(self, offset: int, iov: IoVector, flags: RequestFlags | int) -> None:
-        cipher = self.volume.cipher
-        for at in range(0, iov.nbytes, _PIECE):
-            part = iov.slice(at, min(_PIECE, iov.nbytes - at))
-            memory = bytearray(part.nbytes)
-            await self.file.co_preadv(self._payload + offset + at, IoVector.of(memory))
-            part.copy_from(await _transformed(cipher.decrypt, memory, (offset + at) // _SECTOR))
+        await read_decrypted(self.volume.cipher, self.file, self._payload + offset, iov, offset // _SECTOR)
 
     async def co_pwritev(self, offset: int, iov: IoVector, flags: RequestFlags | int) -> None:
-        cipher = self.volume.cipher
-        for at in range(0, iov.nbytes, _PIECE):
-            part = iov.slice(at, min(_PIECE, iov.nbytes - at))
-            memory = await _transformed(cipher.encrypt, part.tobytes(), (offset + at) // _SECTOR)
-            await self.file.co_pwritev(self._payload + offset + at, IoVector.of(memory))
+        await write_encrypted(self.volume.cipher, self.file, self._payload + offset, iov, offset // _SECTOR)
         if offset + iov.nbytes > self.length:
             self.length = offset + iov.nbytes
             self.host.length_changed()
@@ -277,9 +258,3 @@ class _InFile:
     async def flush(self) -> None:
         """See ``Place``."""
         await self._file.co_flush()
-
-
-async def _transformed(work: Callable[[Any, int], bytearray], data: bytes | bytearray, sector: int) -> bytearray:
-    if len(data) <= _INLINE:
-        return work(data, sector)
-    return await asyncio.get_running_loop().run_in_executor(None, work, data, sector)

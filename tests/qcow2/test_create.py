@@ -11,7 +11,7 @@ import pytest
 
 import blockio
 from blockio.driver.options import convert_options, parse_image_opts
-from blockio.errors import BlockError, LimitExceeded, OptionError, UnsupportedFeature
+from blockio.errors import BlockError, LimitExceeded, OptionError
 from blockio.graph.create import create_image as create_file
 from blockio.io import NodeIO
 from blockio.testing.memory import MemoryChild
@@ -159,12 +159,6 @@ def test_qemu_says_the_same(text: str, tmp_path: Path) -> None:
     size = [] if "size=1T" in text or "size=7E" in text else ["1M"]
     done = qemu_img("create", "-q", "-f", "qcow2", "-o", text, "a.qcow2", *size, check=False, cwd=tmp_path)
     assert done.stderr.splitlines()[0] == f"qemu-img: a.qcow2: {REFUSED[text][1]}"
-
-
-@pytest.mark.parametrize("text", ["encryption=on"])
-async def test_what_is_not_done_is_named(text: str) -> None:
-    with pytest.raises(UnsupportedFeature, match=r"Unsupported qcow2 feature\(s\): "):
-        await create_image(MemoryTarget(), options_of(text))
 
 
 async def test_a_backing_name_that_does_not_fit() -> None:

@@ -108,7 +108,6 @@ class TestDecode:
         assert header.encryption == EncryptionExtension(HostOffset(0x50000), 2048)
         assert header.feature_names == (FeatureName(0, 63, "time travel"),)
         assert header.bitmaps == BitmapsExtension(2, 96, HostOffset(0x60000))
-        assert header.unsupported_features() == ["encryption (LUKS)"]
         assert Header.decode(header.encode()).bitmaps == header.bitmaps
 
     def test_bitmaps_without_their_autoclear_bit_are_void(self) -> None:
@@ -304,17 +303,6 @@ class TestOpenedForWhat:
 
     def test_a_checker_needs_no_refcount_table(self) -> None:
         assert Header.decode(bent(56, b"\0\0\0\0"), check=True).refcount_table_clusters == 0
-
-    @pytest.mark.parametrize(
-        ("changes", "named"),
-        [
-            ({"crypt_method": 1}, "encryption (AES)"),
-        ],
-    )
-    def test_what_is_not_served_is_named(self, changes: dict[str, int], named: str) -> None:
-        with pytest.raises(UnsupportedFeature, match="Unsupported qcow2 feature") as caught:
-            v3(**changes).refuse_unsupported()
-        assert named in str(caught.value)
 
     def test_limits_are_the_callers(self) -> None:
         with pytest.raises(LimitExceeded):

@@ -12,12 +12,16 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
 
 from blockio.cli.img import main
 from tests.support.qemu import CHANCE, CHANCES, qemu_img
 
-__all__ = ["Outcome", "Said", "capture", "contents", "ours", "run_both"]
+__all__ = ["PASSPHRASE", "Outcome", "Said", "capture", "contents", "ours", "run_both"]
+
+
+PASSPHRASE: Final = "passphrase"
+"""What opens the encrypted images of all tests that compare folders."""
 
 
 class Said(NamedTuple):
@@ -99,15 +103,29 @@ def _content(path: Path) -> str:
     described = qemu_img("info", "-U", "--output=json", "-f", "qcow2", path.name, check=False, cwd=path.parent)
     facts = json.loads(described.stdout) if described.returncode == 0 else {}
     facts.pop("actual-size", None)
+    named = _named(path, facts)
     for snapshot in facts.get("snapshots", ()):
         del snapshot["date-sec"], snapshot["date-nsec"]
-    health = qemu_img("check", "-U", "-f", "qcow2", path.name, check=False, cwd=path.parent)
-    return f"{json.dumps(facts, sort_keys=True)} check {health.returncode} {_layers(path)} {_disk(path)}"
+    health = qemu_img("check", "-U", *named, check=False, cwd=path.parent)
+    return f"{json.dumps(facts, sort_keys=True)} check {health.returncode} {_layers(path, named)} {_disk(path, named)}"
 
 
-def _layers(path: Path) -> list[tuple[int, int, bool, bool]]:
+def _named(path: Path, facts: dict[str, Any]) -> list[str]:
+    """How the tools are told to open the image; what of its encryption is random or measured leaves *facts*."""
+    encrypt = facts.get("format-specific", {}).get("data", {}).get("encrypt")
+    if encrypt is None:
+        return ["-f", "qcow2", path.name]
+    encrypt.pop("uuid", None)
+    encrypt.pop("master-key-iters", None)
+    for slot in encrypt.get("slots", ()):
+        slot.pop("iters", None)
+    spec = f"driver=qcow2,file.filename={path.name},encrypt.key-secret=s"
+    return ["--object", f"secret,id=s,data={PASSPHRASE}", "--image-opts", spec]
+
+
+def _layers(path: Path, named: list[str]) -> list[tuple[int, int, bool, bool]]:
     """Runs of (length, depth, present, data): which clusters there are, not where."""
-    mapped = qemu_img("map", "-U", "--output=json", "-f", "qcow2", path.name, check=False, cwd=path.parent)
+    mapped = qemu_img("map", "-U", "--output=json", *named, check=False, cwd=path.parent)
     runs: list[tuple[int, int, bool, bool]] = []
     for entry in json.loads(mapped.stdout) if mapped.returncode == 0 else []:
         kind = (entry["depth"], entry["present"], entry["data"])
@@ -118,10 +136,10 @@ def _layers(path: Path) -> list[tuple[int, int, bool, bool]]:
     return runs
 
 
-def _disk(path: Path) -> str:
+def _disk(path: Path, named: list[str]) -> str:
     """A digest of what a guest sees, whatever its size: of all data, as they are read."""
     with tempfile.TemporaryDirectory() as folder:
-        done = qemu_img("convert", "-U", "-f", "qcow2", path, f"{folder}/disk", check=False, cwd=path.parent)
+        done = qemu_img("convert", "-U", *named, f"{folder}/disk", check=False, cwd=path.parent)
         if done.returncode != 0:
             return "cannot be read"
         with open(f"{folder}/disk", "rb") as file:

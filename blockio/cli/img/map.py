@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
 
 from blockio.cli.img.commands import command_line
 from blockio.cli.img.getopt import UsageError
@@ -73,7 +76,7 @@ async def execute(plan: _Plan, output: Output) -> int:
         return await _draw(plan, plan.picture, output)
     first = True
     async with aclosing(map_batches(plan.image, start=plan.start, length=plan.length)) as batches:
-        async for batch in batches:
+        async for batch in _as_told(batches):
             if plan.json and batch:
                 output.out(("[" if first else ",\n") + ",\n".join(map(_member, batch)))
             elif batch:
@@ -107,6 +110,30 @@ async def _draw(plan: _Plan, path: str, output: Output) -> int:
 def _write(path: str, text: str) -> None:
     with open(path, "w", encoding="utf-8") as file:
         file.write(text)
+
+
+async def _as_told(batches: AsyncIterator[list[MapEntry]]) -> AsyncIterator[list[MapEntry]]:
+    """The same with those joined that read alike: nothing is said of compression."""
+    pending: MapEntry | None = None
+    async for batch in batches:
+        told = []
+        for entry in batch:
+            if pending is not None and _tells_on(pending, entry):
+                pending = msgspec.structs.replace(pending, length=pending.length + entry.length)
+                continue
+            if pending is not None:
+                told.append(pending)
+            pending = entry
+        yield told
+    yield [] if pending is None else [pending]
+
+
+def _tells_on(one: MapEntry, other: MapEntry) -> bool:
+    if one.compressed is other.compressed or one.offset is not None or other.offset is not None:
+        return False
+    return msgspec.structs.replace(one, start=0, length=0, compressed=False) == msgspec.structs.replace(
+        other, start=0, length=0, compressed=False
+    )
 
 
 def _member(entry: MapEntry) -> str:

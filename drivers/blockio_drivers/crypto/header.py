@@ -58,6 +58,20 @@ class CipherSpec(msgspec.Struct, frozen=True):
     ivgen_hash_alg: str | None
     hash_alg: str
 
+    @classmethod
+    def chosen(
+        cls,
+        cipher_alg: str | None = None,
+        cipher_mode: str | None = None,
+        ivgen_alg: str | None = None,
+        ivgen_hash_alg: str | None = None,
+        hash_alg: str | None = None,
+    ) -> CipherSpec:
+        """What users chose for a new volume, with QEMU's defaults."""
+        ivgen = ivgen_alg or "plain64"
+        iv_hash = ivgen_hash_alg or ("sha256" if ivgen == "essiv" else None)
+        return cls(cipher_alg or "aes-256", cipher_mode or "xts", ivgen, iv_hash, hash_alg or "sha256")
+
     @property
     def key_bytes(self) -> int:
         """How long the master key is."""

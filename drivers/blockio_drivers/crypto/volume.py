@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 import msgspec
 
 from blockio.driver.secret import find_secret
-from blockio.errors import LimitExceeded, OptionError, UnsupportedFeature
+from blockio.errors import CorruptImage, LimitExceeded, OptionError, UnsupportedFeature
 from blockio_drivers.crypto.ciphers import SECTOR, SectorCipher, make_iv_generator
 from blockio_drivers.crypto.header import (
     AREA,
@@ -52,6 +52,7 @@ __all__ = [
     "format_volume",
     "passphrase_of",
     "payload_offset_for",
+    "read_header",
     "slots_info",
 ]
 
@@ -113,7 +114,7 @@ class LuksVolume:
         """Read the header and unlock it with the passphrase that *secret* names.
 
         Raises what ``read_header`` does, OptionError where no slot has the passphrase (EPERM), there is no such secret
-        or *secret* is empty (*prefix* is that of the option), LimitExceeded where the header asks for too much work.
+        (*prefix* is that of the option), LimitExceeded where the header asks for too much work.
         """
         header, spec = await read_header(place, detached=detached)
         passphrase = passphrase_of(secret, prefix)
@@ -125,6 +126,13 @@ class LuksVolume:
     def change_loop(self) -> None:
         """A lock stays with the loop that first waited for it. Nobody holds it now."""
         self._changing = asyncio.Lock()
+
+    async def refresh(self) -> None:
+        """Read the header anew: somebody else had it. CorruptImage (EINVAL) where its key is another one now."""
+        header, spec = await read_header(self._place, detached=not self.header.payload_offset)
+        if header.digest != self.header.digest or spec != self.spec:
+            raise CorruptImage("The key of the LUKS volume was changed", errno.EINVAL)
+        self.header = header
 
     # -- passphrases
 
@@ -237,7 +245,7 @@ async def read_header(place: Place, *, detached: bool = False) -> tuple[LuksHead
 
 def passphrase_of(secret: str | None, prefix: str = "") -> bytes:
     """What the secret of that id holds, as a passphrase; *prefix* is in front of the option's name in messages."""
-    if not secret:
+    if secret is None:
         raise OptionError(f"Parameter '{prefix}key-secret' is required for cipher")
     return find_secret(secret, text=True)
 
@@ -282,12 +290,14 @@ async def format_volume(place: Place, spec: CipherSpec, secret: str, iter_time: 
     return LuksVolume(header, spec, key, place, secret)
 
 
-def slots_info(header: LuksHeader, spec: CipherSpec) -> dict[str, Any]:
-    """QEMU's QCryptoBlockInfoLUKS, in the order in which its tools print it."""
+def slots_info(header: LuksHeader, spec: CipherSpec, *, format: str | None = None) -> dict[str, Any]:
+    """QEMU's QCryptoBlockInfoLUKS, in the order in which its tools print it; *format* where others are possible."""
     info: dict[str, Any] = {"ivgen-alg": spec.ivgen_alg, "hash-alg": spec.hash_alg, "cipher-alg": spec.cipher_alg}
     info["uuid"] = header.uuid
     if spec.ivgen_hash_alg is not None:
         info["ivgen-hash-alg"] = spec.ivgen_hash_alg
+    if format is not None:
+        info["format"] = format
     info["cipher-mode"] = spec.cipher_mode
     slots = []
     for slot in header.slots:

@@ -189,7 +189,7 @@ class CompressedWriter:
             try:
                 if room.cow_tail:
                     data = data.concat(IoVector.of(bytes(room.cow_tail)))
-                await room.child.co_pwritev(room.host_offset, data)
+                await self._image.write_data(room.child, offset + at, room.host_offset, data)
             except BaseException:
                 await room.abandon()
                 raise

@@ -19,8 +19,9 @@ import msgspec
 from blockio.buffers import IoVector
 from blockio.errors import LimitExceeded, OptionError
 from blockio.types import HostOffset, Limits, PreallocMode
-from blockio_drivers.qcow2.header import Autoclear, Compatible, CompressionType, Header, Incompatible
-from blockio_drivers.qcow2.options import TOO_LARGE, Qcow2CreateOptions
+from blockio_drivers.qcow2.extensions import EncryptionExtension
+from blockio_drivers.qcow2.header import Autoclear, Compatible, CompressionType, CryptMethod, Header, Incompatible
+from blockio_drivers.qcow2.options import TOO_LARGE, EncryptOptions, Qcow2CreateOptions
 from blockio_drivers.qcow2.refcounts import RefcountCodec
 from blockio_drivers.qcow2.tables import COPIED, L2_OFFSET_MASK, Geometry, table_to_bytes
 
@@ -47,28 +48,35 @@ class Layout(msgspec.Struct, frozen=True):
     refcount_table_clusters: int
     refcount_blocks: int
     l1_clusters: int
+    encryption_clusters: int
     l2_tables: int
     guest_clusters: int
     """Those that are mapped, each to a place of its own."""
 
     @classmethod
-    def plan(cls, geometry: Geometry, disk_size: int, *, preallocated: bool) -> Layout:
+    def plan(cls, geometry: Geometry, disk_size: int, *, preallocated: bool, encryption_bytes: int = 0) -> Layout:
         """Place everything for a disk of *disk_size* bytes, empty or all of it. LimitExceeded as ``plan_for``."""
         if not preallocated:
-            return cls.plan_for(geometry, disk_size, 0, 0)
-        return cls.plan_for(geometry, disk_size, geometry.l1_entries_for(disk_size), geometry.clusters(disk_size))
+            return cls.plan_for(geometry, disk_size, 0, 0, encryption_bytes)
+        tables, clusters = geometry.l1_entries_for(disk_size), geometry.clusters(disk_size)
+        return cls.plan_for(geometry, disk_size, tables, clusters, encryption_bytes)
 
     @classmethod
-    def plan_for(cls, geometry: Geometry, disk_size: int, l2_tables: int, guest_clusters: int) -> Layout:
+    def plan_for(
+        cls, geometry: Geometry, disk_size: int, l2_tables: int, guest_clusters: int, encryption_bytes: int = 0
+    ) -> Layout:
         """Place so many tables and clusters of a disk of *disk_size* bytes. LimitExceeded where the refcount table
         gets too large.
+
+        *encryption_bytes* is the room for an encryption header.
 
         The refcounts count the clusters of the refcount structures too, so that these grow until they cover
         themselves.
         """
         l1_size = geometry.l1_entries_for(disk_size)
         l1_clusters = geometry.clusters(l1_size * 8)
-        others = 1 + l1_clusters + l2_tables + (0 if geometry.data_file else guest_clusters)
+        encryption_clusters = geometry.clusters(encryption_bytes)
+        others = 1 + l1_clusters + encryption_clusters + l2_tables + (0 if geometry.data_file else guest_clusters)
         table, blocks = 0, 0
         # Both needs grow with the total, so that this climbs to the smallest layout that covers itself.
         while True:
@@ -79,7 +87,7 @@ class Layout(msgspec.Struct, frozen=True):
             table, blocks = room
         if table * geometry.cluster_size > Limits().max_refcount_table_bytes:
             raise LimitExceeded(TOO_LARGE)
-        return cls(geometry, l1_size, table, blocks, l1_clusters, l2_tables, guest_clusters)
+        return cls(geometry, l1_size, table, blocks, l1_clusters, encryption_clusters, l2_tables, guest_clusters)
 
     @property
     def first_refcount_block(self) -> int:
@@ -92,9 +100,14 @@ class Layout(msgspec.Struct, frozen=True):
         return self.first_refcount_block + self.refcount_blocks
 
     @property
+    def encryption_cluster(self) -> int:
+        """Where the encryption header starts."""
+        return self.l1_cluster + self.l1_clusters
+
+    @property
     def first_l2_table(self) -> int:
         """Where the L2 tables start."""
-        return self.l1_cluster + self.l1_clusters
+        return self.encryption_cluster + self.encryption_clusters
 
     @property
     def first_data_cluster(self) -> int:
@@ -121,11 +134,18 @@ async def create_image(target: CreateTarget, options: Qcow2CreateOptions) -> Non
     options.validate()
     assert options.size is not None
     prealloc = PreallocMode(options.preallocation)
-    # What somebody writes to a raw data file shall be on the disk: all of it is mapped.
-    mapped = prealloc is not PreallocMode.OFF or options.data_file_raw
-    layout = Layout.plan(geometry_of(options), options.disk_size, preallocated=mapped)
+    luks = options.luks
+    # What somebody writes to a raw data file shall be on the disk: all of it is mapped. Not where it would be noise.
+    raw = options.data_file_raw and options.wanted_encryption is None
+    mapped = prealloc is not PreallocMode.OFF or raw
+    layout = Layout.plan(
+        geometry_of(options),
+        options.disk_size,
+        preallocated=mapped,
+        encryption_bytes=0 if luks is None else luks.header_bytes(),
+    )
     if options.data_file is None:
-        await _write(target.file, layout, prealloc, encode_header(options, layout))
+        await _write(target.file, layout, prealloc, encode_header(options, layout), luks)
         return
     async with target.beside(options.data_file) as data:
         head = encode_header(options, layout, data.filename)
@@ -133,15 +153,20 @@ async def create_image(target: CreateTarget, options: Qcow2CreateOptions) -> Non
             options.disk_size, prealloc=PreallocMode.OFF if prealloc is PreallocMode.METADATA else prealloc
         )
         await data.co_flush()
-        await _write(target.file, layout, PreallocMode.OFF, head)
+        await _write(target.file, layout, PreallocMode.OFF, head, luks)
 
 
-async def _write(file: Child, layout: Layout, prealloc: PreallocMode, head: bytes) -> None:
+async def _write(file: Child, layout: Layout, prealloc: PreallocMode, head: bytes, luks: EncryptOptions | None) -> None:
     """All of the image; its first sector, of *head*, at last."""
     await _make_room(file, layout, prealloc)
     for offset, payload in chain(_metadata(layout), [(_SECTOR, head[_SECTOR:])]):
         if dense := _dense(payload):
             await file.co_pwritev(offset, IoVector.of(dense))
+    if luks is not None:
+        # reason: only what makes or opens an encrypted image needs the ciphers' house
+        from blockio_drivers.qcow2.encryption import format_luks  # noqa: PLC0415
+
+        await format_luks(file, layout.encryption_cluster << layout.geometry.cluster_bits, luks)
     await file.co_flush()
     await file.co_pwritev(0, IoVector.of(head[:_SECTOR].ljust(_SECTOR, b"\0")))
     await file.co_flush()
@@ -160,6 +185,8 @@ def geometry_of(options: Qcow2CreateOptions) -> Geometry:
 
 def encode_header(options: Qcow2CreateOptions, layout: Layout, data_file: str | None = None) -> bytes:
     """The header of the new image, with its extensions. OptionError where the name of its backing file is too long."""
+    wanted, luks = options.wanted_encryption, options.luks
+    method = CryptMethod.NONE if wanted is None else CryptMethod.AES if luks is None else CryptMethod.LUKS
     bits = layout.geometry.cluster_bits
     zstd = options.compression_type == "zstd"
     header = Header(
@@ -174,6 +201,10 @@ def encode_header(options: Qcow2CreateOptions, layout: Layout, data_file: str | 
         | (Incompatible.EXTENDED_L2 if options.extended_l2 else 0)
         | (0 if data_file is None else Incompatible.DATA_FILE),
         compatible=Compatible.LAZY_REFCOUNTS if options.lazy_refcounts else 0,
+        crypt_method=method,
+        encryption=None
+        if luks is None
+        else EncryptionExtension(HostOffset(layout.encryption_cluster << bits), luks.header_bytes()),
         refcount_order=layout.geometry.refcount_order,
         autoclear=Autoclear.DATA_FILE_RAW if options.data_file_raw else 0,
         data_file=data_file,

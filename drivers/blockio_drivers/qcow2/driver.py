@@ -39,6 +39,7 @@ from blockio.types import (
     BlockLimits,
     Capability,
     Extent,
+    ExtentKind,
     PreallocMode,
     RequestFlags,
     Role,
@@ -52,7 +53,7 @@ from blockio_drivers.qcow2.compressed import CompressedReader
 from blockio_drivers.qcow2.compressing import CompressedWriter
 from blockio_drivers.qcow2.data_file import DataFile, DataFileWriter
 from blockio_drivers.qcow2.discard import Discarder
-from blockio_drivers.qcow2.header import MAGIC, Autoclear, Header, header_area
+from blockio_drivers.qcow2.header import MAGIC, Autoclear, CryptMethod, Header, header_area
 from blockio_drivers.qcow2.holes import data_may_be_hole
 from blockio_drivers.qcow2.image import Corruption, Image, finish
 from blockio_drivers.qcow2.info import specific_info
@@ -109,7 +110,7 @@ class Qcow2Driver(FormatDriver):
 
     name = "qcow2"
     Options = Qcow2Options
-    strong_options = frozenset()
+    strong_options = frozenset(("encrypt.key-secret",))
     reopen_options = frozenset(Qcow2Options.__struct_encode_fields__)
     CreateOptions = Qcow2CreateOptions
     AmendOptions = Qcow2AmendOptions
@@ -188,10 +189,10 @@ class Qcow2Driver(FormatDriver):
         self._options: Qcow2Options = options
         self.file = await opener.required("file", Role.IMAGE)
         header = await self._read_header()
-        header.refuse_unsupported()
         tuning = self._tuning = Tuning.of(options, header, self.host.trust)
         data = await self._open_data_file(header, opener)
         image = self._image = Image(self, header, lazy=tuning.lazy, data=data)
+        await self._unlock()
         self._assemble(options, tuning)
         await self._load()
         if not flags.no_backing:
@@ -202,6 +203,24 @@ class Qcow2Driver(FormatDriver):
         if image.writable and not flags.check:
             await self._signalling(self._arm())
         self._cleaner.start(self.clock, tuning.clean_interval)
+
+    async def _unlock(self, before: Image | None = None) -> None:
+        """Find how data is encrypted, and the key: that of *before*, where it is the same."""
+        image, given = self._image, self._options.encrypt
+        header = image.header
+        if before is not None and before.encryption is not None and before.header.same_encryption(header):
+            await before.encryption.refresh()  # whoever gave us the secret may have taken it back
+            image.encryption = before.encryption
+            return
+        self.encrypted = header.crypt_method != CryptMethod.NONE
+        if not self.encrypted and not given:
+            return
+        # reason: most images are not encrypted, and the ciphers take time to load
+        from blockio_drivers.qcow2.encryption import check_options, open_encryption  # noqa: PLC0415
+
+        secret = check_options(given, header.crypt_method)
+        if self.encrypted:
+            image.encryption = await open_encryption(self.file, header, secret, self.host)
 
     def _clean(self) -> None:
         """Let go of metadata that nobody used for a while."""
@@ -441,12 +460,12 @@ class Qcow2Driver(FormatDriver):
         before = vars(self).copy()
         try:
             header = await self._read_header()
-            header.refuse_unsupported()
             tuning = self._tuning = Tuning.of(self._options, header, self.host.trust)
             data = self._image.data if header.has_data_file else None
             if data is self.file:
                 raise OptionError("'data-file' is required for this image")
             self._image = Image(self, header, lazy=tuning.lazy, data=data)
+            await self._unlock(before["_image"])
             self._data_may_be_hole = None
             self._assemble(self._options, tuning)
             await self._load()
@@ -504,13 +523,14 @@ class Qcow2Driver(FormatDriver):
             part.change_loop()
 
     def limits(self) -> BlockLimits:
-        """Zero writes and discards work on whole subclusters."""
+        """Zero writes and discards work on whole subclusters, ciphers on whole sectors."""
         size = self._image.geometry.subcluster_size
-        return BlockLimits(pwrite_zeroes_alignment=size, pdiscard_alignment=size)
+        unit = 512 if self.encrypted else 1
+        return BlockLimits(request_alignment=unit, pwrite_zeroes_alignment=size, pdiscard_alignment=size)
 
     def has_zero_init(self) -> bool:
-        """A new image maps nothing; one that was preallocated relies on its file."""
-        return not any(self._image.l1[:1]) or self._image.data.has_zero_init()
+        """A new image maps nothing; one that was preallocated relies on its file, and is noise if encrypted."""
+        return not any(self._image.l1[:1]) or (not self.encrypted and self._image.data.has_zero_init())
 
     async def co_get_info(self) -> BlockInfo:
         """Cluster and subcluster size, and whether refcounts lag behind."""
@@ -521,7 +541,10 @@ class Qcow2Driver(FormatDriver):
 
     def specific_info(self) -> dict[str, Any]:
         """``format-specific`` of ``info``."""
-        return specific_info(self._image.header, self._bitmaps.info())
+        encryption = self._image.encryption
+        return specific_info(
+            self._image.header, self._bitmaps.info(), None if encryption is None else encryption.info()
+        )
 
     def backing_reference(self) -> tuple[str, str | None] | None:
         """Name and format of the backing file, as the header has them."""
@@ -586,7 +609,8 @@ class Qcow2Driver(FormatDriver):
     async def co_map(self, offset: int, nbytes: int) -> Extent:
         """One run of one kind, over as many clusters as it reaches."""
         self._need_data()
-        return await self._signalling(self._mapping.map(offset, nbytes))
+        extent = await self._signalling(self._mapping.map(offset, nbytes))
+        return _veiled(extent) if self.encrypted else extent
 
     def _need_data(self) -> None:
         """NoMedium where the image is dead, UnsupportedFeature where it was opened for information only."""
@@ -597,11 +621,13 @@ class Qcow2Driver(FormatDriver):
 
     def try_map(self, offset: int, nbytes: int) -> Extent | None:
         """The same from the slices in memory."""
-        return None if self._image.dead or self._image.blind else self._mapping.try_map(offset, nbytes)
+        extent = None if self._image.dead or self._image.blind else self._mapping.try_map(offset, nbytes)
+        return _veiled(extent) if extent is not None and self.encrypted else extent
 
     def try_map_many(self, offset: int, nbytes: int) -> Sequence[Extent]:
         """What one slice in memory says."""
-        return () if self._image.dead or self._image.blind else self._mapping.try_map_many(offset, nbytes)
+        extents = () if self._image.dead or self._image.blind else self._mapping.try_map_many(offset, nbytes)
+        return [_veiled(extent) for extent in extents] if self.encrypted else extents
 
     async def co_data_may_be_hole(self) -> bool:
         """Whether only metadata was preallocated; looked up once."""
@@ -628,15 +654,27 @@ class Qcow2Driver(FormatDriver):
             self._compressed.read_several([(offset, iov, extent.host_offset) for offset, iov, extent in pieces])
         )
 
+    async def co_read_encrypted(self, offset: int, iov: IoVector, extent: Extent) -> None:
+        """See ``encryption``."""
+        assert extent.child is not None  # so it is mapped
+        await self._image.read_data(extent.child, offset, extent.host_offset, iov)
+
+    async def co_write_encrypted(self, child: Child, offset: int, host_offset: int, data: IoVector) -> None:
+        """See ``encryption``."""
+        await self._image.write_data(child, offset, host_offset, data)
+
     async def co_allocate(self, offset: int, nbytes: int) -> Allocation:
         """In place where the clusters are ours alone, else a run of new ones."""
         if not self._image.armed or self._image.dead:
             await self._ready()
         try:
-            return await self._writer.allocate(offset, nbytes)
+            allocation = await self._writer.allocate(offset, nbytes)
         except Corruption as found:
             await self._corrupted(found)
             raise
+        if self.encrypted:
+            allocation.fresh = False  # what is zero in the file is noise to the guest
+        return allocation
 
     # -- requests
 
@@ -818,6 +856,13 @@ class Qcow2Driver(FormatDriver):
     def start_pwritev(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> Flight | None:
         """As ``try_pwritev``."""
         return None if self._image.blind else self._lanes.start_pwritev(offset, bufs, nbytes)
+
+
+def _veiled(extent: Extent) -> Extent:
+    """*extent* of an encrypted image: others can do nothing with places in the file."""
+    if extent.kind is ExtentKind.DATA:
+        return extent._replace(kind=ExtentKind.ENCRYPTED)
+    return extent if extent.kind is ExtentKind.COMPRESSED else extent._replace(host_offset=-1, child=None)
 
 
 async def _worded(what: str, work: Awaitable[T]) -> T:

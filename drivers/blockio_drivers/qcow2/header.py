@@ -233,17 +233,9 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
         """Whether the external data file must be a valid raw image by itself."""
         return self.has_data_file and bool(self.autoclear & Autoclear.DATA_FILE_RAW)
 
-    def unsupported_features(self) -> list[str]:
-        """The features of this image that this driver cannot serve, by the names of the feature name table."""
-        found = []
-        if self.crypt_method:
-            found.append(f"encryption ({CryptMethod(self.crypt_method).name})")
-        return found
-
-    def refuse_unsupported(self) -> None:
-        """Raise UnsupportedFeature naming what this driver cannot serve; call it before any data is touched."""
-        if found := self.unsupported_features():
-            raise UnsupportedFeature(f"Unsupported qcow2 feature(s): {', '.join(found)}")
+    def same_encryption(self, other: Header) -> bool:
+        """Whether the data of both is encrypted alike, as far as the header knows."""
+        return self.crypt_method == other.crypt_method and self.encryption == other.encryption
 
     def with_(self, **changes: Any) -> Header:
         """The same header with *changes* made."""
@@ -425,6 +417,8 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
             ("Active L1 table", self.l1_table_offset, self.l1_size * 8),
             ("Snapshot table", self.snapshots_offset, self.nb_snapshots * _SNAPSHOT_ENTRY_MIN),
         ]
+        if self.encryption is not None:
+            areas.append(("Encryption header", self.encryption.offset, self.encryption.length))
         placed = sorted((offset, offset + nbytes, name) for name, offset, nbytes in areas if nbytes)
         for (_, end, first), (start, _, second) in pairwise(placed):
             if start < end:

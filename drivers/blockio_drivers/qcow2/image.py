@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from blockio.driver.child import Child
     from blockio.driver.debug import DebugEvent
     from blockio_drivers.qcow2.data_file import DataFile
+    from blockio_drivers.qcow2.encryption import Encryption
     from blockio_drivers.qcow2.extensions import BitmapsExtension
     from blockio_drivers.qcow2.header import Header
     from blockio_drivers.qcow2.overlap import OverlapGuard
@@ -128,6 +129,7 @@ class Image:
         """Opened for information only: guest data is out of reach."""
         self.header = header
         self.geometry = Geometry.of(header)
+        self.encryption: Encryption | None = None
         self.l1: array[int] = array("Q")
         self.lazy = lazy
         """Whether refcounts may lag behind, covered by the dirty bit."""
@@ -149,6 +151,8 @@ class Image:
     def change_loop(self) -> None:
         """A lock stays with the loop that first waited for it: new ones for a new loop. Nobody holds one now."""
         self._flushing = asyncio.Lock()
+        if self.encryption is not None:
+            self.encryption.change_loop()
 
     @property
     def writable(self) -> bool:
@@ -167,8 +171,11 @@ class Image:
 
     @property
     def raw(self) -> bool:
-        """Whether the data file must at any time read as the disk does, for who knows nothing of this image."""
-        return self.header.data_file_raw
+        """Whether the data file must at any time read as the disk does, for who knows nothing of this image.
+
+        Never where it is encrypted: then it reads as noise, whatever the header says.
+        """
+        return self.header.data_file_raw and self.encryption is None
 
     # -- bytes
 
@@ -183,6 +190,23 @@ class Image:
         """Write metadata; it is stable after the next ``barrier``."""
         try:
             await self.file.co_pwritev(offset, IoVector.of(data))
+        finally:
+            self.unstable = True
+
+    async def read_data(self, child: Child, offset: int, host_offset: int, iov: IoVector) -> None:
+        """Fill *iov* with the guest's bytes from *offset* on, in plain clusters at *host_offset* of *child*."""
+        if self.encryption is None:
+            await child.co_preadv(host_offset, iov)
+        else:
+            await self.encryption.read(child, offset, host_offset, iov)
+
+    async def write_data(self, child: Child, offset: int, host_offset: int, iov: IoVector) -> None:
+        """Write *iov*, the guest's bytes from *offset* on, to *host_offset* of *child*; stable after a ``barrier``."""
+        try:
+            if self.encryption is None:
+                await child.co_pwritev(host_offset, iov)
+            else:
+                await self.encryption.write(child, offset, host_offset, iov)
         finally:
             self.unstable = True
 

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 __all__ = ["specific_info"]
 
 
-def specific_info(header: Header, bitmaps: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+def specific_info(
+    header: Header, bitmaps: Sequence[dict[str, Any]] = (), encryption: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """``{"type": "qcow2", "data": {…}}`` with the keys of QEMU's ImageInfoSpecificQCow2, in its order.
 
     A version 2 image has no feature bits, and QEMU says nothing of them.
@@ -29,6 +31,8 @@ def specific_info(header: Header, bitmaps: Sequence[dict[str, Any]] = ()) -> dic
         }
     else:
         data |= {"compression-type": header.compression_type.name.lower(), "refcount-bits": header.refcount_bits}
+    if encryption is not None:
+        data["encrypt"] = encryption
     if bitmaps:
         data["bitmaps"] = list(bitmaps)
     return {"type": "qcow2", "data": data}

@@ -66,8 +66,6 @@ def _state(header: Header) -> list[Finding]:
     def note(message: str, kind: FindingKind = FindingKind.NOTE) -> None:
         found.append(Finding(kind, message))
 
-    for name in header.unsupported_features():
-        note(f"Unsupported qcow2 feature: {name}", FindingKind.UNSUPPORTED)
     if header.corrupt:
         note("The image is marked corrupt", FindingKind.CORRUPT)
     if header.dirty:

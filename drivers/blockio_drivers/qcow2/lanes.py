@@ -53,6 +53,7 @@ class Lanes:
         "_mapping",
         "_mask",
         "_odd",
+        "_plain",
         "_retired",
         "_slice_mask",
         "_slice_shift",
@@ -66,18 +67,20 @@ class Lanes:
         self._file = image.data
         self._retired = image.retired
         self._mapping = mapping
+        self._plain = image.encryption is None
         self.find_slices()
         self._l1_shift = geometry.l1_shift
         self._l1_mask = (1 << geometry.l1_shift) - 1
         self._bits = geometry.cluster_bits
         self._mask = geometry.cluster_mask
         self._cluster = geometry.cluster_size
-        self._ask_mapping = geometry.extended_l2 or geometry.data_file
+        self._ask_mapping = self._plain and (geometry.extended_l2 or geometry.data_file)
         self._odd = (_NOT_COPIED & ~L2_OFFSET_MASK) | self._mask
 
     def find_slices(self) -> None:
         """The mapping has a new cache."""
-        self._slices = self._mapping.standard_slices
+        # Where bytes are encrypted is not for those who know no key.
+        self._slices = self._mapping.standard_slices if self._plain else {}
         self._slice_shift = self._mapping.slice_shift
         self._slice_mask = self._mapping.slice_subclusters - 1
 
@@ -147,7 +150,9 @@ class Lanes:
         extent = self._mapping.try_map(offset, nbytes)
         if extent is None or extent.length < nbytes:
             return 0
-        return extent.host_offset if extent.kind is _DATA else _KNOWN_TO_BE.get(extent.kind, 0)
+        if extent.kind is _DATA:
+            return extent.host_offset if self._plain else 0
+        return _KNOWN_TO_BE.get(extent.kind, 0)
 
     def _to_overwrite(self, offset: int, nbytes: int) -> int:
         """The host offset of guest bytes in plain clusters of our own that memory knows of; 0 for all others."""

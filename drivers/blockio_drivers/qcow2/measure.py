@@ -28,12 +28,16 @@ async def measure_image(options: Qcow2CreateOptions, source: MeasureSource | Non
         options = replace(options, size=source.length)
     # With a data file what is in it counts as well, as for QEMU.
     options = replace(options, data_file=None, data_file_raw=False)
+    if options.encrypt is None or not options.encrypt.luks or options.encryption:
+        options = replace(options, encrypt=None, encryption=False)  # takes no room, and is not looked at
     # Neither is asked about here; an image that has both may be refused when it is made.
     replace(options, backing_file=None, backing_fmt=None, lazy_refcounts=False).validate()
     geometry = geometry_of(options)
     cluster = geometry.cluster_size
     disk = geometry.clusters(options.disk_size) * cluster
     whole = Layout.plan(geometry, options.disk_size, preallocated=True).total_clusters * cluster
+    if options.encrypt is not None:
+        whole += geometry.clusters(options.encrypt.header_bytes()) * cluster  # not counted by refcounts, as in QEMU
     data = 0
     if options.preallocation in {PreallocMode.FULL, PreallocMode.FALLOC} or (
         source is not None and options.backing_file

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from blockio.driver.options import Size
-from blockio.errors import LimitExceeded, OptionError, UnsupportedFeature
+from blockio.errors import LimitExceeded, OptionError
 from blockio.types import PreallocMode
 
-__all__ = ["OverlapChecks", "Qcow2CreateOptions", "Qcow2Options", "join_options"]
+if TYPE_CHECKING:
+    from blockio_drivers.crypto.header import CipherSpec
+
+__all__ = ["EncryptOptions", "OverlapChecks", "Qcow2CreateOptions", "Qcow2Options", "join_options"]
 
 _MIN_CLUSTER_SIZE: Final = 512
 _MAX_CLUSTER_SIZE: Final = 2 << 20
@@ -20,6 +23,8 @@ _MIN_EXTENDED_CLUSTER_SIZE: Final = 32 * 512
 """A subcluster is no smaller than a sector."""
 _MAX_L1_BYTES: Final = 32 << 20
 _MAX_BACKING_NAME: Final = 1023
+_ENCRYPTIONS: Final = ("luks", "aes", "qcow")
+"""The last is another name of ``aes``."""
 _COMPAT: Final = {"0.10": 2, "v2": 2, "1.1": 3, "v3": 3}
 
 TOO_LARGE: Final = "The image size is too large for file format 'qcow2' (try using a larger cluster size)"
@@ -69,6 +74,8 @@ _TEMPLATES: Final = {"none": (), "constant": _CONSTANT, "cached": _CACHED, "all"
 class Qcow2Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
     """How an image is opened. Children (``file``, ``backing``) are the opener's business. Sizes in bytes."""
 
+    encrypt: dict[str, Any] | None = None
+    """``key-secret``, the id of the passphrase's secret, and ``format``; ignored where data is not encrypted."""
     lazy_refcounts: bool | None = None
     """Postpone refcount updates behind the dirty bit; by default what the image says."""
     pass_discard_request: bool | None = None
@@ -149,6 +156,58 @@ class Qcow2AmendOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
         return any(getattr(self, name) is not None for name in _AMEND_NAMES)
 
 
+class EncryptOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
+    """How a new image's data is encrypted; what is None is QEMU's default. All but the first two are for LUKS."""
+
+    format: str | None = None
+    """``luks`` or ``aes``."""
+    key_secret: str | None = None
+    """The id of the secret that holds the passphrase."""
+    cipher_alg: str | None = None
+    cipher_mode: str | None = None
+    ivgen_alg: str | None = None
+    ivgen_hash_alg: str | None = None
+    hash_alg: str | None = None
+    iter_time: int | None = None
+    """Milliseconds that trying a passphrase shall take."""
+
+    @property
+    def luks(self) -> bool:
+        """Whether there shall be a LUKS header."""
+        return self.format == "luks"
+
+    def spec(self) -> CipherSpec:
+        """Cipher and hashes of the LUKS header."""
+        # reason: only what makes or opens an encrypted image needs the ciphers' house
+        from blockio_drivers.crypto.header import CipherSpec  # noqa: PLC0415
+
+        return CipherSpec.chosen(self.cipher_alg, self.cipher_mode, self.ivgen_alg, self.ivgen_hash_alg, self.hash_alg)
+
+    def header_bytes(self) -> int:
+        """How much room the LUKS header takes, key slots included; what lies behind it is not its business."""
+        # reason: as in ``spec``
+        from blockio_drivers.crypto.volume import payload_offset_for  # noqa: PLC0415
+
+        return payload_offset_for(self.spec())
+
+    def validate(self) -> None:
+        """Raise OptionError where there is no such encryption, or no such secret; UnsupportedFeature for a cipher."""
+        if self.format is None:
+            raise OptionError("Parameter 'encrypt.format' is missing")
+        if self.format not in _ENCRYPTIONS:
+            raise OptionError(f"Parameter 'format' does not accept value '{self.format}'")
+        if self.luks:
+            self.spec().validate()
+        else:
+            for field in msgspec.structs.fields(self)[2:]:
+                if getattr(self, field.name) is not None:
+                    raise OptionError(f"Parameter 'encrypt.{field.encode_name}' is unexpected")
+        # reason: as in ``spec``
+        from blockio_drivers.crypto.volume import passphrase_of  # noqa: PLC0415
+
+        passphrase_of(self.key_secret, "encrypt.")
+
+
 class Qcow2CreateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a new image shall be. Sizes in bytes; ``validate`` says whether it can be."""
 
@@ -165,6 +224,21 @@ class Qcow2CreateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     data_file: str | None = None
     data_file_raw: bool = False
     encryption: bool = False
+    """The old name of ``encrypt.format=aes``."""
+    encrypt: EncryptOptions | None = None
+
+    @property
+    def wanted_encryption(self) -> EncryptOptions | None:
+        """How data shall be encrypted, whatever it was called."""
+        if not self.encryption:
+            return self.encrypt
+        return msgspec.structs.replace(self.encrypt or EncryptOptions(), format="aes")
+
+    @property
+    def luks(self) -> EncryptOptions | None:
+        """The same where there shall be a LUKS header."""
+        wanted = self.wanted_encryption
+        return wanted if wanted is not None and wanted.luks else None
 
     @property
     def version(self) -> int:
@@ -192,8 +266,7 @@ class Qcow2CreateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True
             raise OptionError(f"Parameter 'compression-type' does not accept value '{self.compression_type}'")
         if self.preallocation not in set(PreallocMode):
             raise OptionError(f"Parameter 'preallocation' does not accept value '{self.preallocation}'")
-        if self.encryption:
-            raise UnsupportedFeature("Unsupported qcow2 feature(s): encryption")
+        self._validate_encryption()
         size = self.cluster_size
         if not _MIN_CLUSTER_SIZE <= size <= _MAX_CLUSTER_SIZE or size & (size - 1):
             raise OptionError("Cluster size must be a power of two between 512 and 2048k")
@@ -223,6 +296,12 @@ class Qcow2CreateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True
         reach = size * (size // (16 if self.extended_l2 else 8))
         if -(-self.disk_size // reach) * 8 > _MAX_L1_BYTES:
             raise LimitExceeded(TOO_LARGE)
+
+    def _validate_encryption(self) -> None:
+        if self.encryption and self.encrypt is not None and self.encrypt.format is not None:
+            raise OptionError("'encrypt.format' and its alias 'encryption' can't be used at the same time")
+        if (wanted := self.wanted_encryption) is not None:
+            wanted.validate()
 
     def _validate_extended_l2(self) -> None:
         if self.version < 3:

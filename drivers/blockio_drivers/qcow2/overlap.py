@@ -2,7 +2,8 @@
 
 QEMU's classes and words. ``overlap-check`` says which classes are looked at: one by one, or by a template: ``none``;
 ``constant`` (header, active L1, refcount table, snapshot table, bitmap directory); ``cached``, the default (also L2
-tables, refcount blocks and snapshots' L1 tables); ``all`` (also snapshots' L2 tables).
+tables, refcount blocks and snapshots' L1 tables); ``all`` (also snapshots' L2 tables). The encryption header, which
+QEMU has no class for, counts as a part of the header.
 
 Invariant: ``l2_tables`` and ``refcount_blocks`` are sorted and hold what the L1 table and the refcount table in
 memory point at, each once. Eight bytes for each, so that a hostile table cannot cost more than its own size again.
@@ -16,10 +17,10 @@ from collections.abc import Sequence
 from heapq import merge
 from typing import TYPE_CHECKING, Final
 
+from blockio_drivers.qcow2.areas import Area
 from blockio_drivers.qcow2.image import Corruption
 
 if TYPE_CHECKING:
-    from blockio_drivers.qcow2.areas import Area
     from blockio_drivers.qcow2.header import Header
     from blockio_drivers.qcow2.image import Image
 
@@ -85,6 +86,7 @@ class OverlapGuard:
         self._fixed_end = 0
         self._directory_start = 0
         self._directory_end = 0
+        self._encryption = Area(0, 0)
 
     def choose(self, classes: frozenset[str]) -> None:
         """Protect *classes* from now on."""
@@ -110,10 +112,13 @@ class OverlapGuard:
             found = header.bitmaps
             self._directory_start = 0 if found is None else found.directory_offset
             self._directory_end = 0 if found is None else found.directory_offset + found.directory_size
+            luks = header.encryption
+            self._encryption = Area(0, 0) if luks is None else Area(luks.offset, luks.length)
         if (
             start < self._fixed_end
             or self._look_at_inactive_l2
             or (self._directory_start < end and start < self._directory_end)
+            or (self._encryption.offset < end and start < sum(self._encryption))
         ):
             return False
         offsets = self.l2_tables.offsets
@@ -141,6 +146,8 @@ class OverlapGuard:
 
         if start == 0 and "main_header" in classes:
             return "qcow2_header"
+        if "main_header" in classes and in_table(*self._encryption):
+            return "encryption header"
 
         def looked_at(name: str, words: str) -> bool:
             return name in classes and words != ignore

@@ -100,7 +100,9 @@ class Resizer:
             await self._preallocate(start, length, prealloc)
         # With subclusters what is preallocated holds no data yet, and would not hide what lies below.
         hidden = allocate and not self._image.geometry.extended_l2
-        if zero and not hidden and start < length and self._image.backing is not None:
+        noise = allocate and self._image.encryption is not None
+        below = not hidden and self._image.backing is not None
+        if zero and (below or noise) and start < length:
             try:
                 await self._discarder.zero(start, length - start, unmap=False)
             except UnsupportedFeature as error:  # version 2 has no way to hide what lies below
@@ -179,9 +181,8 @@ class Resizer:
             room = await self._writer.allocate(old, length)
             try:
                 head = await self._guest_bytes(old - room.cow_head, room.cow_head)
-                data = head + bytes(room.length + room.cow_tail)
-                await room.child.co_pwritev(room.host_offset - room.cow_head, IoVector.of(data))
-                image.unstable = True
+                data = IoVector.of(head + bytes(room.length + room.cow_tail))
+                await image.write_data(room.child, old - room.cow_head, room.host_offset - room.cow_head, data)
             except BaseException:
                 await room.abandon()
                 raise
@@ -197,7 +198,7 @@ class Resizer:
             kind, length, host, child = await self._mapping.map(offset + at, nbytes - at)
             iov = IoVector.of(memoryview(data)[at : at + length])
             if kind is ExtentKind.DATA and child is not None:
-                await child.co_preadv(host, iov)
+                await self._image.read_data(child, offset + at, host, iov)
             elif kind is ExtentKind.COMPRESSED:
                 await self._compressed.read(offset + at, iov, host)
             elif kind is ExtentKind.UNALLOCATED and backing is not None:

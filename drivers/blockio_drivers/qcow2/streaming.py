@@ -43,6 +43,8 @@ def stream_image(options: Qcow2CreateOptions, length: int, runs: Sequence[Stream
         raise UnsupportedFeature("Preallocation means nothing for an image that is written to a pipe")
     if options.data_file is not None:
         raise UnsupportedFeature("An image that is written to a pipe cannot have a data file")
+    if options.wanted_encryption is not None:
+        raise UnsupportedFeature("An image that is written to a pipe cannot be encrypted")
     geometry = geometry_of(options)
     spans = list(_spans(runs, geometry, length, backing=bool(options.backing_file), zeroes=options.version >= 3))
     entries = geometry.l2_entries

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["MachineState"]
 
 _INT64_MAX: Final = (1 << 63) - 1
+_SECTOR: Final = 512
 
 
 class MachineState:
@@ -54,6 +55,8 @@ class MachineState:
         start = self._at(pos, iov.nbytes)
         await self._image.event("vmstate_save")
         await self._resizer.reach(start + iov.nbytes)
+        if self._image.encryption is not None:
+            start, iov = await self._whole_sectors(start, iov)
         done = 0
         while done < iov.nbytes:
             offset = start + done
@@ -62,20 +65,30 @@ class MachineState:
                 head = await self._read(offset - room.cow_head, room.cow_head)
                 tail = await self._read(offset + room.length, room.cow_tail)
                 data = IoVector.of(head).concat(iov.slice(done, room.length), IoVector.of(tail))
-                await room.child.co_pwritev(room.host_offset - room.cow_head, data)
-                self._image.unstable = True
+                await self._image.write_data(room.child, offset - room.cow_head, room.host_offset - room.cow_head, data)
             except BaseException:
                 await room.abandon()
                 raise
             await room.link()
             done += room.length
 
+    async def _whole_sectors(self, start: int, iov: IoVector) -> tuple[int, IoVector]:
+        """*iov* with what is kept around it in its first and last sector."""
+        head, end = start % _SECTOR, start + iov.nbytes
+        before = await self._read(start - head, head and _SECTOR)
+        after = await self._read(end - end % _SECTOR, _SECTOR) if end % _SECTOR else b""
+        iov = IoVector.of(before[:head]).concat(iov, IoVector.of(after[end % _SECTOR :]))
+        return start - head, iov
+
     async def load(self, iov: IoVector, pos: int) -> None:
         """Fill *iov* from *pos*; what was never saved reads as zeroes."""
         await self._image.event("vmstate_load")
+        start = self._at(pos, iov.nbytes)
+        head = start % _SECTOR
         token = self._image.retired.enter()
         try:
-            iov.copy_from(memoryview(await self._read(self._at(pos, iov.nbytes), iov.nbytes)))
+            data = await self._read(start - head, -(-(head + iov.nbytes) // _SECTOR) * _SECTOR)
+            iov.copy_from(memoryview(data)[head : head + iov.nbytes])
         finally:
             self._image.retired.exit(token)
 
@@ -86,7 +99,7 @@ class MachineState:
             extent = await self._mapping.map(offset + at, nbytes - at)
             part = IoVector.of(memoryview(data)[at : at + extent.length])
             if extent.kind is ExtentKind.DATA and extent.child is not None:
-                await extent.child.co_preadv(extent.host_offset, part)
+                await self._image.read_data(extent.child, offset + at, extent.host_offset, part)
             elif extent.kind is ExtentKind.COMPRESSED:
                 await self._compressed.read(offset + at, part, extent.host_offset)
             at += extent.length
