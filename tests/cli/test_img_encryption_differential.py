@@ -19,7 +19,7 @@ from tests.support.qemu import qemu_img, qemu_io
 
 pytestmark = pytest.mark.peer("qemu-img", "qemu-io")
 
-_SECRETS = {"s": f"data={PASSPHRASE}", "w": "data=wrong", "b": "format=base64,data=/w=="}
+_SECRETS = {"s": f"data={PASSPHRASE}", "w": "data=wrong", "b": "format=base64,data=/w==", "n": "data=new"}
 SECRETS = " ".join(f"--object secret,id={id},{value}" for id, value in _SECRETS.items())
 LUKS = "encrypt.format=luks,encrypt.iter-time=10"
 ESSIV = "encrypt.cipher-alg=aes-128,encrypt.cipher-mode=cbc,encrypt.ivgen-alg=essiv"
@@ -117,6 +117,22 @@ convert S -n --image-opts --target-image-opts driver=qcow2,file.filename=p.qcow2
 dd S --image-opts if=L=l.qcow2 of=x.raw
 """
 
+AMEND = """
+amend S -o encrypt.state=active,encrypt.new-secret=n,encrypt.iter-time=10 --image-opts L=l.qcow2 ; amend S -o encrypt.state=inactive,encrypt.old-secret=n --image-opts L=l.qcow2
+amend S -o encrypt.state=active,encrypt.new-secret=n,encrypt.keyslot=3,encrypt.iter-time=10,size=2M --image-opts L=l.qcow2 ; check S --image-opts driver=qcow2,file.filename=l.qcow2,encrypt.key-secret=n
+amend S -o encrypt.state=active,encrypt.new-secret=b --image-opts L=l.qcow2
+amend S -o encrypt.state=active,encrypt.new-secret=n --image-opts A=a.qcow2
+amend S -o encrypt.state=active,encrypt.new-secret=n p.qcow2
+amend S -o encrypt.state=inactive,encrypt.old-secret=s --image-opts L=l.qcow2
+amend S -o encrypt.state=inactive,encrypt.keyslot=9 --image-opts L=l.qcow2
+amend S -o encrypt.keyslot=1 --image-opts L=l.qcow2
+amend S -o encrypt.state=foo --image-opts L=l.qcow2
+amend S -o encrypt.state=foo,compat=foo --image-opts L=l.qcow2
+amend S -o compat=0.10 --image-opts L=l.qcow2
+amend S -o compat=0.10 --image-opts A=a.qcow2
+amend S -o refcount_bits=64,lazy_refcounts=on --image-opts L=l.qcow2
+"""
+
 MEASURE = """
 measure S -O qcow2 --size 1M -o encrypt.format=luks
 measure S -O qcow2 --size 1M -o encrypt.format=luks,encrypt.key-secret=nobody
@@ -168,7 +184,7 @@ def _sorted(name: re.Match[str]) -> str:
 
 
 @pytest.mark.parametrize(
-    "script", [line for table in (CREATE, OPEN, CHANGE, MEASURE) for line in scripts(table)], ids=named
+    "script", [line for table in (CREATE, OPEN, CHANGE, AMEND, MEASURE) for line in scripts(table)], ids=named
 )
 def test_the_same_line_gives_the_same_outcome(script: list[str], images: Path, tmp_path: Path) -> None:
     lines = [_spelt(line) for line in script]

@@ -1,4 +1,4 @@
-"""Amending an open image: version, refcount width, lazy refcounts, length.
+"""Amending an open image: version, key slots, refcount width, lazy refcounts, length.
 
 In QEMU's order: first what a higher version allows, last the lower version, so that features can go before. Each step
 leaves an image that is sound and holds the same disk; a failure, a cancellation or a crash ends between two of them,
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from blockio.errors import OptionError
 from blockio_drivers.qcow2.amend_plan import AmendPlan
 from blockio_drivers.qcow2.downgrade import ZeroExpansion
 from blockio_drivers.qcow2.header import Autoclear, Compatible, CompressionType
@@ -29,17 +30,21 @@ async def amend_image(
     driver: Qcow2Driver,
     options: Qcow2AmendOptions,
     *,
+    force: bool,
     resize: Callable[[int], Awaitable[None]],
     progress: Callable[[int, int], None] | None,
 ) -> None:
     """Make *driver*'s image, which is fit for changes and at rest, what *options* say.
 
-    *resize* sets the disk's length. Raises what ``AmendPlan.of`` does before anything changes, and any I/O error.
+    *resize* sets the disk's length; with *force* the last passphrase may go. Raises what ``AmendPlan.of`` does before
+    anything changes, what ``LuksVolume.amend`` does, and any I/O error.
     """
     parts = driver.parts
     plan = AmendPlan.of(options, parts.image.header, parts.snapshots.entries, lazy=parts.image.lazy)
     if plan.version > parts.image.header.version:
         await _upgrade(driver)
+    if options.touches_encryption:
+        await _change_key_slots(driver, options, force=force)
     if plan.refcount_order != driver.parts.image.header.refcount_order:
         await _change_width(driver, plan.refcount_order, progress)
     await _set_data_file(driver, options)
@@ -56,6 +61,25 @@ async def _upgrade(driver: Qcow2Driver) -> None:
     await driver.parts.snapshots.complete()
     await driver.parts.write_back.settle_all()
     await _set_version(driver, driver.parts.image.header.with_(version=3))
+
+
+async def _change_key_slots(driver: Qcow2Driver, options: Qcow2AmendOptions, *, force: bool) -> None:
+    """Those of LUKS: the plan has refused all others. They lie in the encryption header, and no cluster changes hands."""
+    # reason: only encrypted images need the ciphers' house
+    from blockio_drivers.crypto.volume import KeySlotChange  # noqa: PLC0415
+
+    if options.encrypt_state is None:
+        raise OptionError("Parameter 'state' is missing")
+    change = KeySlotChange(
+        options.encrypt_state,
+        options.encrypt_new_secret,
+        options.encrypt_old_secret,
+        options.encrypt_keyslot,
+        options.encrypt_iter_time,
+    )
+    encryption = driver.parts.image.encryption
+    assert encryption is not None  # so the plan found it
+    await encryption.amend(change, driver.host.trust, force=force)
 
 
 async def _set_version(driver: Qcow2Driver, header: Header) -> None:

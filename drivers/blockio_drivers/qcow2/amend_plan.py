@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from blockio.errors import OptionError, UnsupportedFeature
-from blockio_drivers.qcow2.header import Autoclear, Incompatible
+from blockio_drivers.qcow2.header import Autoclear, CryptMethod, Incompatible
 
 if TYPE_CHECKING:
     from blockio_drivers.qcow2.header import Header
@@ -44,6 +44,8 @@ class AmendPlan(NamedTuple):
         """
         if options.touches_encryption and not header.crypt_method:
             raise OptionError("Can't amend encryption options - encryption not present")
+        if options.touches_encryption and header.crypt_method != CryptMethod.LUKS:
+            raise UnsupportedFeature("Only LUKS encryption options can be amended")
         version = header.version
         if options.compat is not None:
             if options.compat not in _VERSIONS:

@@ -1,6 +1,7 @@
 """Making an image fit for version 2, which knows no zero clusters.
 
-A zero cluster becomes a cluster of zeroes, or where nothing could show through it, none. This goes L2 table by L2
+A zero cluster becomes a cluster of zeroes, or where nothing could show through it, none; where data is encrypted, where
+zeroes in the file are noise to the guest, none or the downgrade is refused. This goes L2 table by L2
 table, those of snapshots included: what a table will name is written and stable, refcounts and all, before the table
 is written in place, and either of its entries reads as zeroes. **A crash leaves a sound image of version 3, and
 clusters that leaked.** Only then may the header say version 2.
@@ -54,10 +55,13 @@ class ZeroExpansion:
         """Expand them in all L2 tables, those of *snapshots* too.
 
         UnsupportedFeature, with nothing changed, where there are compressed clusters of a kind that version 2 does not
-        have. Failed or cancelled, some tables are done, and the image is sound.
+        have, or encrypted clusters would have to be made. Failed or cancelled, some tables are done, and the image is
+        sound.
         """
         if self._image.header.compression_type is not CompressionType.ZLIB:
             await self._for_each_table(snapshots, self._refuse_compressed)
+        if self._image.encryption is not None and self._backed:
+            await self._for_each_table(snapshots, self._refuse_zero)
         await self._for_each_table(snapshots, self._expand)
 
     async def _for_each_table(self, snapshots: Snapshots, work: Callable[[int], Awaitable[None]]) -> None:
@@ -76,6 +80,10 @@ class ZeroExpansion:
             raise UnsupportedFeature(
                 "Cannot downgrade an image with zstd compression type and existing compressed clusters"
             )
+
+    async def _refuse_zero(self, offset: int) -> None:
+        if any(entry & ZERO and not entry & COMPRESSED for entry in await self._read(offset)):
+            raise UnsupportedFeature("Cannot downgrade an encrypted image with zero clusters and a backing file")
 
     async def _read(self, offset: int) -> array[int]:
         if offset & (self._cluster - 1):
@@ -103,7 +111,7 @@ class ZeroExpansion:
                         f"{hexadecimal(at)})"
                     )
                 await allocator.belongs(host, "Data cluster")
-                if host and await allocator.refcount(host) == references:
+                if host and image.encryption is None and await allocator.refcount(host) == references:
                     # Nobody comes to it but through this table.
                     image.guard.check(host, self._cluster)
                     await image.write_zeroes(host, self._cluster)

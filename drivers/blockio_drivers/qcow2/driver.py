@@ -564,7 +564,7 @@ class Qcow2Driver(FormatDriver):
         from blockio_drivers.qcow2.amend import amend_image  # noqa: PLC0415
 
         await self._ready()
-        await self._signalling(amend_image(self, options, resize=resize, progress=progress))
+        await self._signalling(amend_image(self, options, force=force, resize=resize, progress=progress))
 
     @property
     def parts(self) -> Parts:

@@ -20,6 +20,7 @@ from blockio_drivers.crypto.ciphers import SECTOR, SectorCipher, make_iv_generat
 from blockio_drivers.crypto.transfer import read_decrypted, write_encrypted
 from blockio_drivers.crypto.volume import (
     DEFAULT_ITER_TIME,
+    KeySlotChange,
     LuksVolume,
     format_volume,
     passphrase_of,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from blockio.driver.base import DriverHost
     from blockio.driver.child import Child
+    from blockio.types import Limits
     from blockio_drivers.crypto.header import CipherSpec, LuksHeader
     from blockio_drivers.qcow2.header import Header
     from blockio_drivers.qcow2.options import EncryptOptions
@@ -97,6 +99,12 @@ class Encryption:
         """Somebody else had the image: its key slots may be others. What ``read_header`` raises."""
         if self.volume is not None:
             await self.volume.refresh()
+
+    async def amend(self, change: KeySlotChange, trust: Limits, *, force: bool) -> None:
+        """See ``LuksVolume.amend``; UnsupportedFeature without a key or a LUKS header."""
+        if self.volume is None:
+            raise UnsupportedFeature("The image was opened without its key")
+        await self.volume.amend(change, trust, force=force)
 
     def change_loop(self) -> None:
         """A lock for the new loop. Nobody holds it now."""
