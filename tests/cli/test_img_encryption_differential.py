@@ -1,6 +1,7 @@
 """Encrypted qcow2 images beside the real qemu-img; see ``test_img_differential``.
 
-``S`` in a line stands for the secrets that all of them have, ``L=`` and ``A=`` for opening an image of LUKS or AES.
+``S`` in a line stands for the secrets that all of them have, ``L=`` and ``A=`` for opening an image of LUKS or AES,
+``N=`` for doing so with another passphrase; ``_WORDS`` has the rest.
 A LUKS header costs qemu-img two seconds of the processor, so that few lines make one; what ours look like to it is seen
 in ``tests/qcow2/test_encryption.py``.
 """
@@ -21,8 +22,12 @@ pytestmark = pytest.mark.peer("qemu-img", "qemu-io")
 
 _SECRETS = {"s": f"data={PASSPHRASE}", "w": "data=wrong", "b": "format=base64,data=/w==", "n": "data=new"}
 SECRETS = " ".join(f"--object secret,id={id},{value}" for id, value in _SECRETS.items())
-LUKS = "encrypt.format=luks,encrypt.iter-time=10"
-ESSIV = "encrypt.cipher-alg=aes-128,encrypt.cipher-mode=cbc,encrypt.ivgen-alg=essiv"
+_WORDS = {
+    "LUKS": "encrypt.format=luks,encrypt.iter-time=10",
+    "ESSIV": "encrypt.cipher-alg=aes-128,encrypt.cipher-mode=cbc,encrypt.ivgen-alg=essiv",
+    "ADD": "encrypt.state=active,encrypt.new-secret=n,encrypt.iter-time=10",
+    "ERASE": "encrypt.state=inactive",
+}
 RANDOM = re.compile(r'(uuid"?|iters"?|actual-size"|disk size)(: "?)[0-9a-f-]+(\.\d+)?( [KM]iB)?')
 
 _NAME = re.compile(r"json:(\{.*\})")
@@ -99,6 +104,10 @@ resize S --image-opts A=a.qcow2 +1M
 resize S --shrink --image-opts L=l.qcow2 512k
 snapshot S -c one --image-opts L=l.qcow2
 snapshot -c one l.qcow2
+rebase S -u -b p.qcow2 -F qcow2 --image-opts L=o.qcow2
+rebase S -u -b '' --image-opts L=o.qcow2
+rebase S -b '' --image-opts L=o.qcow2
+rebase -u -b '' o.qcow2
 commit S --image-opts L=o.qcow2
 commit S -d --image-opts L=o.qcow2
 convert S -O raw --image-opts L=l.qcow2 x.raw
@@ -118,13 +127,13 @@ dd S --image-opts if=L=l.qcow2 of=x.raw
 """
 
 AMEND = """
-amend S -o encrypt.state=active,encrypt.new-secret=n,encrypt.iter-time=10 --image-opts L=l.qcow2 ; amend S -o encrypt.state=inactive,encrypt.old-secret=n --image-opts L=l.qcow2
-amend S -o encrypt.state=active,encrypt.new-secret=n,encrypt.keyslot=3,encrypt.iter-time=10,size=2M --image-opts L=l.qcow2 ; check S --image-opts driver=qcow2,file.filename=l.qcow2,encrypt.key-secret=n
+amend S -o ADD --image-opts L=l.qcow2 ; amend S -o ERASE,encrypt.old-secret=n --image-opts L=l.qcow2
+amend S -o ADD,encrypt.keyslot=3,size=2M --image-opts L=l.qcow2 ; check S --image-opts N=l.qcow2
 amend S -o encrypt.state=active,encrypt.new-secret=b --image-opts L=l.qcow2
-amend S -o encrypt.state=active,encrypt.new-secret=n --image-opts A=a.qcow2
-amend S -o encrypt.state=active,encrypt.new-secret=n p.qcow2
-amend S -o encrypt.state=inactive,encrypt.old-secret=s --image-opts L=l.qcow2
-amend S -o encrypt.state=inactive,encrypt.keyslot=9 --image-opts L=l.qcow2
+amend S -o ADD --image-opts A=a.qcow2
+amend S -o ADD p.qcow2
+amend S -o ERASE,encrypt.old-secret=s --image-opts L=l.qcow2
+amend S -o ERASE,encrypt.keyslot=9 --image-opts L=l.qcow2
 amend S -o encrypt.keyslot=1 --image-opts L=l.qcow2
 amend S -o encrypt.state=foo --image-opts L=l.qcow2
 amend S -o encrypt.state=foo,compat=foo --image-opts L=l.qcow2
@@ -150,7 +159,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("encrypted")
     aside = tmp_path_factory.mktemp("aside")
     qemu_img("create", "-q", "-f", "qcow2", "p.qcow2", "1M", cwd=folder)
-    for name, how in ("l.qcow2", LUKS), ("a.qcow2", "encrypt.format=aes"):
+    for name, how in ("l.qcow2", _WORDS["LUKS"]), ("a.qcow2", "encrypt.format=aes"):
         options = f"{how},encrypt.key-secret=s"
         qemu_img("create", "-q", "-f", "qcow2", *SECRETS.split(), "-o", options, name, "1M", cwd=folder)
     made = ours(_spelt("create -q -f qcow2 S -o LUKS,encrypt.key-secret=s -b p.qcow2 -F qcow2 o.qcow2"), folder, aside)
@@ -165,12 +174,14 @@ def _write(path: Path, *commands: str) -> None:
     qemu_io(_opts(str(path)), *commands, options=(*SECRETS.split(), "--image-opts"))
 
 
-def _opts(name: str) -> str:
-    return f"driver=qcow2,encrypt.key-secret=s,file.filename={name}"
+def _opts(name: str, secret: str = "s") -> str:
+    return f"driver=qcow2,encrypt.key-secret={secret},file.filename={name}"
 
 
 def _spelt(line: str) -> str:
-    line = re.sub(r"\b[LA]=(\S+)", lambda found: _opts(found[1]), line.replace("LUKS", LUKS).replace("ESSIV", ESSIV))
+    line = re.sub(r"\b([LAN])=(\S+)", lambda found: _opts(found[2], "n" if found[1] == "N" else "s"), line)
+    for word, options in _WORDS.items():
+        line = re.sub(rf"\b{word}\b", options, line)
     return line.replace(" S ", f" {SECRETS} ", 1)
 
 
