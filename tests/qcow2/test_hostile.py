@@ -18,6 +18,7 @@ from blockio.errors import (
     LimitExceeded,
     NotThisFormat,
     OpenDenied,
+    OptionError,
     UnsupportedFeature,
 )
 from blockio.testing.memory import MemoryChild, MemoryHost, MemoryOpener
@@ -65,7 +66,9 @@ REFUSED: dict[str, tuple[Callable[[Craft], object], type[BlockError], int]] = {
     "disk negative": (lambda i: i.set(size=(1 << 64) - 512), LimitExceeded, errno.EFBIG),
     "snapshots without end": (lambda i: i.set(nb_snapshots=0xFFFFFFFF), LimitExceeded, errno.EFBIG),
     "unknown feature": (lambda i: i.set(incompatible=1 << 40), UnsupportedFeature, errno.ENOTSUP),
-    "AES": (lambda i: i.set(crypt_method=1), UnsupportedFeature, errno.ENOTSUP),
+    "AES without a password": (lambda i: i.set(crypt_method=1), OptionError, errno.EINVAL),
+    "LUKS without a header": (lambda i: i.set(crypt_method=2), CorruptImage, errno.EINVAL),
+    "unknown encryption": (lambda i: i.set(crypt_method=3), CorruptImage, errno.EINVAL),
     "data file": (with_data_file, OpenDenied, errno.EPERM),
     "corrupt bit": (lambda i: i.set(incompatible=2), CorruptImage, errno.EACCES),
 }

@@ -40,8 +40,8 @@ IO_ABOUT: Final = (
 PROSE: Final[dict[str, Prose]] = {
     "amend": Prose(
         (
-            "Of qcow2: the version, the width of refcounts, lazy refcounts, the size; of luks: passphrases. `-o help` "
-            "lists what a format can change.",
+            "Of qcow2: the version, the width of refcounts, lazy refcounts, the size; of luks and encrypted qcow2: "
+            "passphrases. `-o help` lists what a format can change.",
             "What the image cannot become is refused before anything is changed. An amendment that is interrupted "
             "leaves a sound image with the same disk, and can be repeated.",
         ),
