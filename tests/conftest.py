@@ -17,6 +17,7 @@ import itertools
 import linecache
 import os
 import shutil
+import signal
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
@@ -138,6 +139,16 @@ def _debug_mode_keeps_short_stacks() -> Iterator[None]:
         patch.setattr(traceback, "walk_stack", lambda frame: itertools.islice(walk(frame), _FRAMES_KEPT))
         patch.setattr(linecache, "checkcache", lambda filename=None: None)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interrupts_are_heard() -> Iterator[None]:
+    """A shell starts ``make test &`` with SIGINT ignored, and every tool that a test starts would inherit that."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -137,8 +137,15 @@ def _run(tool: Run, words: Sequence[str], prog: str) -> int:
         ending = signal.Signals(signum)
         # asyncio.run turns SIGINT into a cancellation of the main task; all of them shall do that.
         signal.raise_signal(signal.SIGINT)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPT)
 
     before = {number: signal.signal(number, terminate) for number in _ENDINGS if _ends_us(number)}
+    deaf = not _ends_us(signal.SIGINT)
+    if deaf:
+        # A shell starts ``command &`` with SIGINT ignored. It shall stay deaf to Ctrl-C, but asyncio.run must have its
+        # hand on the signal, which ``terminate`` needs: block it instead.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPT)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return tool(words, prog)
     except KeyboardInterrupt:
@@ -149,11 +156,15 @@ def _run(tool: Run, words: Sequence[str], prog: str) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        if deaf:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # which also forgets those that came meanwhile
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPT)
 
 
 _ENDINGS: Final = (signal.SIGTERM, signal.SIGHUP)
+_INTERRUPT: Final = (signal.SIGINT,)
 
 
 def _ends_us(number: signal.Signals) -> bool:
-    """Whether the signal would end the process: under nohup, a hangup does not."""
+    """Whether the signal would end the process: under nohup, a hangup does not, nor Ctrl-C in the background."""
     return signal.getsignal(number) is not signal.SIG_IGN

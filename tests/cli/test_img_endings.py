@@ -85,6 +85,22 @@ def test_what_must_exist_stays_when_a_signal_comes(folder: Path) -> None:
 
 
 @pytest.mark.peer("qemu-img")
+def test_a_command_in_the_background_is_deaf_to_ctrl_c_and_ends_by_sigterm(folder: Path) -> None:
+    """A shell starts ``command &`` with SIGINT ignored; a SIGTERM cleans up as always."""
+    for name, command in (("theirs", THEIRS), ("ours", [*OURS, "qemu-img"])):
+        words = [*command, *CRAWLING, "-p", "-O", "raw", "big.raw", name]
+        with subprocess.Popen(
+            ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *words], cwd=folder, stdout=subprocess.PIPE
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.read(15) == b"    (0.00/100%)"
+            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == -signal.SIGTERM
+    assert "ours" not in names_in(folder)
+
+
+@pytest.mark.peer("qemu-img")
 @pytest.mark.parametrize("percent", [False, True], ids=["quiet", "-p"])
 def test_sigusr1_is_no_reason_to_end(folder: Path, percent: bool) -> None:
     """Both tools go on, until a signal comes that ends them."""
@@ -221,4 +237,5 @@ def take_terminal() -> None:
     import fcntl  # noqa: PLC0415  # in the child alone
     import termios  # noqa: PLC0415  # as above
 
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
