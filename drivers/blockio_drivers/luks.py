@@ -20,6 +20,8 @@ from blockio.driver.base import (
     CreateTarget,
     DriverHost,
     FormatDriver,
+    Measurement,
+    MeasureSource,
 )
 from blockio.driver.options import Size
 from blockio.errors import BlockError, OptionError, UnsupportedFeature
@@ -134,6 +136,17 @@ class LuksDriver(FormatDriver):
         from blockio_drivers.crypto.inspect import inspect_volume  # noqa: PLC0415  # most processes inspect nothing
 
         return await inspect_volume(source, trust)
+
+    @classmethod
+    async def co_measure(cls, options: LuksCreateOptions, source: MeasureSource | None) -> Measurement:
+        """Header and payload: all of it is data. Raises what creating such an image would before it writes."""
+        from blockio_drivers.crypto.volume import passphrase_of, payload_offset_for  # noqa: PLC0415
+
+        spec = options.spec()
+        passphrase_of(options.key_secret)
+        spec.validate()
+        size = payload_offset_for(spec) + (source.length if source is not None else options.size or 0)
+        return Measurement(size, size, None)
 
     # -- life
 

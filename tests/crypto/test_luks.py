@@ -245,3 +245,19 @@ def test_conversion_into_an_encrypted_image_and_out_of_it(tmp_path: Path) -> Non
     out_of = ["--image-opts", f"driver=luks,key-secret=t,file.filename={encrypted}", "-O", "raw", str(back)]
     assert img_main(["convert", *words, *out_of]) == 0
     assert back.read_bytes() == plain.read_bytes()
+
+
+async def test_what_a_volume_takes_is_known_before_it_is_made(tmp_path: Path) -> None:
+    """The numbers are qemu-img's: both are the same, and nothing is rounded."""
+    for size, options, wanted in (
+        (MIB, {}, 3117056),
+        (1000, {}, 2069480),
+        (MIB, {"cipher-mode": "cbc"}, 2101248),
+    ):
+        measured = await img.measure(format="luks", size=size, options={"key-secret": "s", **options})
+        assert (measured.required, measured.fully_allocated, measured.bitmaps) == (wanted, wanted, None)
+        path = tmp_path / f"{wanted}.luks"
+        await create(path, size, **options)
+        assert path.stat().st_size == wanted
+    with pytest.raises(OptionError, match="key-secret"):
+        await img.measure(format="luks", size=MIB)

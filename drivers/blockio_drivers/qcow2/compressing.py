@@ -98,12 +98,14 @@ class CompressedWriter:
     async def write(self, offset: int, iov: IoVector) -> None:
         """Compress and store *iov*: whole clusters, or up to the disk's end. Empty: the stream ends.
 
-        UnsupportedFeature with a data file, BlockError EINVAL for anything else, EIO where a cluster is allocated
-        already (those before it may be written).
+        UnsupportedFeature with a data file or encryption, BlockError EINVAL for anything else, EIO where a cluster is
+        allocated already (those before it may be written).
         Failing or cancelled, each cluster is what it was or what it shall be, and *iov* is not read any more.
         """
         if self._image.data_file is not None:
             raise UnsupportedFeature
+        if self._image.encryption is not None:
+            raise UnsupportedFeature("Compressed clusters would not be encrypted")
         nbytes = iov.nbytes
         if not nbytes:
             await self._end()
@@ -189,7 +191,7 @@ class CompressedWriter:
             try:
                 if room.cow_tail:
                     data = data.concat(IoVector.of(bytes(room.cow_tail)))
-                await self._image.write_data(room.child, offset + at, room.host_offset, data)
+                await room.child.co_pwritev(room.host_offset, data)
             except BaseException:
                 await room.abandon()
                 raise
