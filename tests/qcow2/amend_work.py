@@ -20,13 +20,13 @@ VERSIONS: Final = ({"compat": "0.10"}, {"compat": "1.1"})
 WIDTHS: Final = tuple({"compat": "1.1", "refcount_bits": bits} for bits in (1, 2, 4, 8, 16, 32, 64))
 
 
-async def amend(disk: Disk, **options: Any) -> None:
+async def amend(disk: Disk, *, force: bool = False, **options: Any) -> None:
     """As the framework amends a disk."""
 
     async def resize(length: int) -> None:
         await disk.truncate(length)
 
-    await disk.driver.co_amend(Qcow2AmendOptions(**options), force=False, resize=resize)
+    await disk.driver.co_amend(Qcow2AmendOptions(**options), force=force, resize=resize)
 
 
 class Amends:
@@ -87,10 +87,11 @@ async def lengthen(rnd: random.Random, guest: Guest) -> None:
     disk = guest.disk
     assert isinstance(disk, Disk)
     size = guest.length
-    for length, options in (
+    steps: tuple[tuple[int, dict[str, Any]], ...] = (
         (size * 2, {"compat": "1.1", "refcount_bits": 64, "lazy_refcounts": True}),
         (size, {"refcount_bits": 16, "lazy_refcounts": False, "compat": "0.10"}),
-    ):
+    )
+    for length, options in steps:
         await guest.write(rnd.randrange(size // 512 - 8) * 512, rnd.randbytes(4096))
         with guest.promises.resizing(length):
             await amend(disk, size=length, **options)

@@ -184,10 +184,14 @@ class PackingDisk(Disk):
 
 
 class Qcow2Rig:
-    """A ``Rig`` of a qcow2 driver without a graph, over the disks ``file``, ``backing`` … (its children)."""
+    """A ``Rig`` of a qcow2 driver without a graph, over the disks ``file``, ``backing`` … (its children).
 
-    def __init__(self, *, packing: bool = False, **options: Any) -> None:
+    *options* are for working on the image, *encrypt* is for looking at it too.
+    """
+
+    def __init__(self, *, packing: bool = False, encrypt: dict[str, str] | None = None, **options: Any) -> None:
         self.options = options
+        self.encrypt = encrypt
         self.packing = packing
 
     @asynccontextmanager
@@ -199,7 +203,8 @@ class Qcow2Rig:
         if wrap is not None:
             children = {name: wrap(name, child) for name, child in files.items()}
         flags = OpenFlags(read_only=True) if read_only else UNMAP
-        options = {"backing": children.get("backing"), "data": children.get("data-file")}
+        options: dict[str, Any] = {"backing": children.get("backing"), "data": children.get("data-file")}
+        options["encrypt"] = self.encrypt
         if not read_only:
             options.update(self.options)
         async with open_disk(files["file"], through=children["file"], flags=flags, **options) as disk:
@@ -217,8 +222,8 @@ async def new_image_with_data_file(size: int, **options: Any) -> tuple[MemoryChi
     return child, target.data
 
 
-def check_image(data: bytes | bytearray, *, leaks: bool = False) -> None:
-    """``qemu-img check`` finds the image clean, or with *leaks* nothing worse than leaks."""
+def check_image(data: bytes | bytearray, *, leaks: bool = False, passphrase: str | None = None) -> None:
+    """``qemu-img check`` finds the image, which *passphrase* opens, clean, or with *leaks* nothing worse than leaks."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "image.qcow2"
         path.write_bytes(data)
@@ -226,8 +231,16 @@ def check_image(data: bytes | bytearray, *, leaks: bool = False) -> None:
         node: dict[str, Any] = {"driver": "qcow2", "backing": None, "file": {"driver": "file", "filename": str(path)}}
         if data[79] & 4:
             node["data-file"] = {"driver": "null-co"}
+        given = []
+        if passphrase is not None:
+            node["encrypt.key-secret"] = "s"
+            given = ["--object", f"secret,id=s,data={passphrase}"]
         done = subprocess.run(
-            ["qemu-img", "check", f"json:{json.dumps(node)}"], capture_output=True, text=True, check=False, timeout=60
+            ["qemu-img", "check", *given, f"json:{json.dumps(node)}"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
         )
     allowed = {0, 3} if leaks else {0}
     assert done.returncode in allowed, f"qemu-img check: exit {done.returncode}\n{done.stdout}{done.stderr}"

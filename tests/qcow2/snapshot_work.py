@@ -33,7 +33,10 @@ class KeepingDisk(Disk):
 
     async def _look_at_snapshots(self) -> None:
         copy = MemoryChild(self.file.data)
-        async with open_disk(copy, flags=OpenFlags(read_only=True), backing=self.driver.backing) as disk:
+        driver = self.driver
+        async with open_disk(
+            copy, flags=OpenFlags(read_only=True), backing=driver.backing, encrypt=driver._options.encrypt
+        ) as disk:
             for snapshot in await disk.driver.co_snapshot_list():
                 await disk.driver.co_snapshot_load(snapshot.id, None)
                 content = await disk.read(0, disk.length)

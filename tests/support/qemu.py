@@ -69,13 +69,18 @@ def qemu_img_json(*args: StrPath) -> Any:
 
 
 def qemu_io(
-    path: StrPath, *commands: str, format: str | None = None, options: tuple[str, ...] = (), check: bool = True
+    path: StrPath,
+    *commands: str,
+    format: str | None = None,
+    options: tuple[str, ...] = (),
+    check: bool = True,
+    cwd: StrPath | None = None,
 ) -> Result:
     """``qemu-io [-f FORMAT] [OPTIONS] -c COMMAND … PATH``; *check* also refuses a failed pattern verification."""
     argv = ["qemu-io", *(["-f", format] if format else []), *options]
     for command in commands:
         argv += ["-c", command]
-    return _run(*argv, path, check=check)
+    return _run(*argv, path, check=check, cwd=cwd)
 
 
 def assert_clean(path: StrPath, *, format: str = "qcow2") -> None:

@@ -26,20 +26,25 @@ def merge(material: bytes, stripes: int, hash_name: str) -> bytes:
 
 
 def _folded(material: bytes, nbytes: int, hash_name: str) -> bytes:
-    state = bytes(nbytes)
-    for at in range(0, len(material), nbytes):
-        state = _diffuse(_xor(state, material[at : at + nbytes]), hash_name)
-    return state
+    """All stripes in one: each is xored with what those before came to, and diffused.
 
-
-def _diffuse(block: bytes, hash_name: str) -> bytes:
-    """Each piece of the hash's length is replaced by the hash of its number and itself."""
+    Diffused is: each piece of the hash's length is replaced by the hash of its number and itself.
+    """
     step = hashlib.new(hash_name).digest_size
-    pieces = []
-    for number, at in enumerate(range(0, len(block), step)):
-        piece = block[at : at + step]
-        pieces.append(hashlib.new(hash_name, number.to_bytes(4, "big") + piece).digest()[: len(piece)])
-    return b"".join(pieces)
+    pieces = [
+        (hashlib.new(hash_name, number.to_bytes(4, "big")).copy, at, at + step)
+        for number, at in enumerate(range(0, nbytes, step))
+    ]
+    state = bytes(nbytes)
+    for start in range(0, len(material), nbytes):
+        block = _xor(state, material[start : start + nbytes])
+        digests = []
+        for begin, at, end in pieces:
+            digest = begin()
+            digest.update(block[at:end])
+            digests.append(digest.digest())
+        state = b"".join(digests)[:nbytes]
+    return state
 
 
 def _xor(one: bytes, other: bytes) -> bytes:

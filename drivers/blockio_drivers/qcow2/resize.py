@@ -61,7 +61,8 @@ class Resizer:
 
         A data file follows; *exact*: it may be no longer than the disk.
         Raises BlockError EINVAL for a length that is not whole sectors or a preallocation while shrinking,
-        UnsupportedFeature for a version 2 image with snapshots, LimitExceeded where the L1 table gets too large.
+        UnsupportedFeature for a version 2 image with snapshots, or if encrypted with a preallocation, LimitExceeded
+        where the L1 table gets too large.
         """
         if length % _SECTOR:
             raise BlockError(f"The new size must be a multiple of {_SECTOR}", errno.EINVAL)
@@ -88,6 +89,9 @@ class Resizer:
         limit = min(_MAX_L1_BYTES, self._image.host.trust.max_l1_bytes)
         if entries * 8 > limit:
             raise LimitExceeded("Failed to grow the L1 table: File too large")
+        noise = prealloc is not PreallocMode.OFF and self._image.encryption is not None
+        if noise and self._image.header.version < 3:
+            raise UnsupportedFeature("Preallocated clusters of an encrypted version 2 image would read as noise")
         behind = self._image.geometry.l1_entries_for(old)
         if any(self._image.l1[behind:]):
             await self._drop_from(behind << self._image.geometry.l1_shift)  # a machine's state: not the guest's to see
@@ -100,9 +104,8 @@ class Resizer:
             await self._preallocate(start, length, prealloc)
         # With subclusters what is preallocated holds no data yet, and would not hide what lies below.
         hidden = allocate and not self._image.geometry.extended_l2
-        noise = allocate and self._image.encryption is not None
-        below = not hidden and self._image.backing is not None
-        if zero and (below or noise) and start < length:
+        below = zero and not hidden and self._image.backing is not None
+        if (below or noise) and start < length:
             try:
                 await self._discarder.zero(start, length - start, unmap=False)
             except UnsupportedFeature as error:  # version 2 has no way to hide what lies below
