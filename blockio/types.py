@@ -21,11 +21,13 @@ __all__ = [
     "BlockLimits",
     "BlockSizes",
     "BlockStatus",
+    "BlockStatuses",
     "Capability",
     "ClusterIndex",
     "DetectZeroes",
     "Extent",
     "ExtentKind",
+    "Extents",
     "Geometry",
     "GuestOffset",
     "HostOffset",
@@ -157,6 +159,18 @@ class Extent(NamedTuple):
     child: Child | None = None
 
 
+class Extents(NamedTuple):
+    """Extents in a row that are of one kind and in one child: column by column, because a disk may have a million.
+
+    The fields are those of ``Extent``; neither column is empty, and both are as long.
+    """
+
+    kind: ExtentKind
+    lengths: list[int]
+    host_offsets: list[int]
+    child: Child | None = None
+
+
 class BlockStatus(NamedTuple):
     """What a range holds: ``flags`` for ``length`` bytes; with OFFSET_VALID, ``node_name`` at ``host_offset``.
 
@@ -168,6 +182,15 @@ class BlockStatus(NamedTuple):
     host_offset: int = 0
     node_name: str = ""
     depth: int = 0
+
+
+class BlockStatuses(NamedTuple):
+    """Answers in a row that differ in length and place only: the fields are those of ``BlockStatus``, as columns."""
+
+    flags: StatusFlags
+    lengths: list[int]
+    host_offsets: list[int]
+    node_name: str = ""
 
 
 class BlockLimits(msgspec.Struct, frozen=True):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from blockio.driver.block import BlockDriver, DriverKind
 from blockio.errors import UnsupportedFeature
-from blockio.types import BlockStatus, Extent, ExtentKind, RequestFlags
+from blockio.types import BlockStatus, Extent, ExtentKind, Extents, RequestFlags
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -86,10 +86,10 @@ class FormatDriver(BlockDriver):
         """The same from cached metadata only, or None."""
         return None
 
-    def try_map_many(self, offset: int, nbytes: int) -> Sequence[Extent]:
+    def try_map_many(self, offset: int, nbytes: int) -> Sequence[Extents]:
         """Several in a row from *offset* on, as many as cached metadata tells at once; empty where it tells none.
 
-        They do not reach past ``offset + nbytes``, and two neighbours may be of one kind.
+        They do not reach past ``offset + nbytes``, and a run may go on in the next extent.
         """
         return ()
 

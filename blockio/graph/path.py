@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from blockio.buffers import IoVector
     from blockio.driver.base import BlockDriver
     from blockio.graph.edge import Edge
+    from blockio.graph.holes import Holes
     from blockio.graph.node import BlockNode
-    from blockio.types import BlockInfo, BlockLimits, BlockStatus, PreallocMode, RequestFlags
+    from blockio.types import BlockInfo, BlockLimits, BlockStatus, BlockStatuses, PreallocMode, RequestFlags
 
 __all__ = ["ChildParent", "EdgePath", "PathFactory", "RequestPath"]
 
@@ -63,8 +64,11 @@ class RequestPath(EdgePath, Protocol):
     def request(self, start: int, end: int) -> AbstractAsyncContextManager[None]:
         """``async with path.request(start, end):`` something that a drain waits for."""
 
-    async def co_block_statuses(self, offset: int, nbytes: int) -> list[BlockStatus]:
-        """As many answers of ``co_block_status`` in a row as memory has, else one; for a look at the whole disk."""
+    async def co_block_statuses(self, offset: int, nbytes: int, holes: Holes | None = None) -> list[BlockStatuses]:
+        """As many answers of ``co_block_status`` in a row as memory has, else one; for a look at the whole disk.
+
+        *holes* keeps what one step of it found out for the others.
+        """
 
     async def co_is_allocated_above(self, base: BlockNode | None, offset: int, nbytes: int) -> tuple[int, int]:
         """The depth (1 for this node) of the layer above *base* that has the first bytes, 0 for none; how many bytes.

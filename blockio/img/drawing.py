@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import aclosing
-from itertools import groupby
+from itertools import chain, groupby
 from typing import TYPE_CHECKING, Final
 
 from blockio.img.results import MapEntry
@@ -145,7 +145,7 @@ async def draw(
         drawn = Picture(start, max(0, end - start), width=width, rows=rows)
         async with aclosing(node_batches(node, start, length)) as batches:
             async for batch in batches:
-                for entry in batch:
+                for entry in chain.from_iterable(runs.entries() for runs in batch):
                     drawn.add(entry)
         return drawn
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
+from itertools import accumulate, pairwise, repeat
+from operator import add, eq
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-import msgspec
-
 from blockio.driver.base import DriverKind
+from blockio.graph.holes import Holes
 from blockio.graph.node import find_node
 from blockio.img.opening import ImageLike, opened, sectors_up
 from blockio.img.results import MapEntry
@@ -17,7 +18,7 @@ from blockio.types import OpenFlags, Role, StatusFlags
 if TYPE_CHECKING:
     from blockio.graph.node import BlockNode
 
-__all__ = ["map_batches", "map_image", "map_node", "node_batches"]
+__all__ = ["MapRuns", "map_batches", "map_image", "map_node", "node_batches"]
 
 _MOST: Final = 1 << 30
 """The longest run asked for at once; answers are joined again."""
@@ -31,18 +32,41 @@ async def map_image(image: ImageLike, *, start: int = 0, length: int | None = No
     """
     async with aclosing(map_batches(image, start=start, length=length)) as batches:
         async for batch in batches:
-            for entry in batch:
-                yield entry
+            for runs in batch:
+                for entry in runs.entries():
+                    yield entry
+
+
+class MapRuns(NamedTuple):
+    """Runs in a row, from guest offset ``start`` on, that differ in length and place only: columns of ``MapEntry``."""
+
+    start: int
+    lengths: list[int]
+    offsets: list[int] | None
+    """Where each is in ``filename``; None where they have no place."""
+    depth: int
+    present: bool
+    zero: bool
+    data: bool
+    compressed: bool
+    filename: str | None
+
+    def entries(self) -> Iterator[MapEntry]:
+        """One by one."""
+        starts = accumulate(self.lengths, initial=self.start)
+        offsets = repeat(None) if self.offsets is None else self.offsets
+        traits = map(repeat, (self.depth, self.present, self.zero, self.data, self.compressed))
+        return map(MapEntry, starts, self.lengths, *traits, offsets, repeat(self.filename))
 
 
 async def map_batches(
-    image: ImageLike, *, start: int = 0, length: int | None = None
-) -> AsyncGenerator[list[MapEntry], None]:
-    """As ``map_image``, several at a time: for disks of a million runs."""
+    image: ImageLike, *, start: int = 0, length: int | None = None, compression: bool = True
+) -> AsyncGenerator[list[MapRuns], None]:
+    """As ``map_image``, several at a time: for disks of a million runs. Without *compression* nothing is said of it."""
     async with opened(image, OpenFlags(read_only=True)) as blk:
         node = blk.bs
         assert node is not None
-        async with aclosing(node_batches(node, start, length)) as batches:
+        async with aclosing(node_batches(node, start, length, compression=compression)) as batches:
             async for batch in batches:
                 yield batch
 
@@ -51,91 +75,71 @@ async def map_node(node: BlockNode, start: int = 0, length: int | None = None) -
     """As ``map_image``, of an open node."""
     async with aclosing(node_batches(node, start, length)) as batches:
         async for batch in batches:
-            for entry in batch:
-                yield entry
+            for runs in batch:
+                for entry in runs.entries():
+                    yield entry
 
 
-async def node_batches(node: BlockNode, start: int, length: int | None) -> AsyncGenerator[list[MapEntry], None]:
+async def node_batches(
+    node: BlockNode, start: int, length: int | None, *, compression: bool = True
+) -> AsyncGenerator[list[MapRuns], None]:
     """As ``map_batches``, of an open node."""
     end = sectors_up(node.length)
     if length is not None:
         end = min(end, start + length)
-    current = MapEntry(start, 0, 0, False, False, False)
+    last: MapRuns | None = None
     at = start
+    holes = Holes()
     while at < end:
         done = []
-        for entry in await _entries(node, at, min(_MOST, end - at)):
-            at += entry.length
-            if _continues(current, entry):
-                current = msgspec.structs.replace(current, length=current.length + entry.length)
-                continue
-            if current.length:
-                done.append(current)
-            current = entry
-        yield done
-    yield [current]
+        for runs in await _runs(node, at, min(_MOST, end - at), holes):
+            at += sum(runs.lengths)
+            told = runs if compression else runs._replace(compressed=False)
+            whole, last = _joined(last, told)
+            done += whole
+        if done:
+            yield done
+    yield [last if last is not None else MapRuns(start, [0], None, 0, False, False, False, False, None)]
 
 
-async def _entries(node: BlockNode, offset: int, nbytes: int) -> list[MapEntry]:
+def _joined(last: MapRuns | None, runs: MapRuns) -> tuple[list[MapRuns], MapRuns]:
+    """What is whole when *runs* come behind *last*, and the one run at the end, which may go on."""
+    whole = []
+    if last is not None:
+        if last[3:] == runs[3:] and (last.offsets is None) == (runs.offsets is None):
+            offsets = None if last.offsets is None or runs.offsets is None else last.offsets + runs.offsets
+            runs = runs._replace(start=last.start, lengths=last.lengths + runs.lengths, offsets=offsets)
+        else:
+            whole.append(last)
+    start, lengths, offsets = runs[:3]
+    if offsets is None:
+        return whole, runs._replace(lengths=[sum(lengths)])
+    ends = list(map(add, offsets, lengths))
+    if any(map(eq, ends, offsets[1:])):
+        first = [0, *(at for at in range(1, len(offsets)) if ends[at - 1] != offsets[at])]
+        lengths = [sum(lengths[at:after]) for at, after in pairwise((*first, len(offsets)))]
+        offsets = [offsets[at] for at in first]
+    if len(lengths) > 1:
+        whole.append(runs._replace(lengths=lengths[:-1], offsets=offsets[:-1]))
+        start += sum(lengths[:-1])
+    return whole, runs._replace(start=start, lengths=lengths[-1:], offsets=offsets[-1:])
+
+
+async def _runs(node: BlockNode, offset: int, nbytes: int, holes: Holes) -> list[MapRuns]:
     """The runs from *offset* on, as many as its layer tells of at once."""
     top = _without_filters(node)
-    entries: list[MapEntry] = []
-    flags = name = None
-    traits = _traits(0)
-    filename = None
-    for status in await top.path.co_block_statuses(offset, nbytes):
-        if status.flags is not flags:  # most are like the one before
-            flags, traits = status.flags, _traits(int(status.flags))
-        if not status.length or not (traits.told or top.backing is None):
-            below = await _entry(node, offset, min(status.length or nbytes, nbytes))
-            return [*entries, below]
-        if status.node_name != name:
-            name = status.node_name
-            owner = find_node(name) if name else None
-            filename = owner.filename if owner is not None else None
-        host = status.host_offset if traits.placed else None
-        entries.append(
-            MapEntry(
-                offset,
-                status.length,
-                0,
-                traits.present,
-                traits.zero,
-                traits.data,
-                traits.compressed,
-                host,
-                filename if traits.placed else None,
-            )
-        )
-        offset += status.length
-    return entries
+    found: list[MapRuns] = []
+    for flags, lengths, hosts, name in await top.path.co_block_statuses(offset, nbytes, holes):
+        told = bool(flags & (StatusFlags.DATA | StatusFlags.ZERO))
+        if not lengths[0] or not (told or top.backing is None):
+            found.append(await _run(node, offset, min(lengths[0] or nbytes, nbytes)))
+            break
+        found.append(_as_runs(flags if told else StatusFlags.NONE, offset, lengths, hosts, name, 0))
+        offset += sum(lengths)
+    return found
 
 
-class _Traits(NamedTuple):
-    """The flags of a status, one by one."""
-
-    told: bool
-    """The layer itself has the answer."""
-    present: bool
-    zero: bool
-    data: bool
-    compressed: bool
-    placed: bool
-
-
-def _traits(flags: int) -> _Traits:
-    told = bool(flags & (StatusFlags.DATA | StatusFlags.ZERO))
-    return _Traits(
-        told,
-        bool(flags & StatusFlags.ALLOCATED) and told,
-        bool(flags & StatusFlags.ZERO),
-        bool(flags & StatusFlags.DATA),
-        bool(flags & StatusFlags.COMPRESSED),
-        bool(flags & StatusFlags.OFFSET_VALID) and told,
-    )
-
-
-async def _entry(node: BlockNode, offset: int, nbytes: int) -> MapEntry:
+async def _run(node: BlockNode, offset: int, nbytes: int) -> MapRuns:
     """The run at *offset*, from the first layer that has something to say about it."""
     depth = 0
     here: BlockNode | None = _without_filters(node)
@@ -147,9 +151,8 @@ async def _entry(node: BlockNode, offset: int, nbytes: int) -> MapEntry:
         length = min(status.length, nbytes)
         if not length:
             # Past the end of this layer: the padding of the last sector, or a backing file shorter than its overlay.
-            return MapEntry(
-                offset, nbytes if rest <= 0 or depth else min(nbytes, rest), depth, bool(depth), True, False
-            )
+            length = nbytes if rest <= 0 or depth else min(nbytes, rest)
+            return MapRuns(offset, [length], None, depth, bool(depth), True, False, False, None)
         nbytes = length
         if flags & (StatusFlags.DATA | StatusFlags.ZERO):
             break
@@ -159,17 +162,21 @@ async def _entry(node: BlockNode, offset: int, nbytes: int) -> MapEntry:
             break
         here = _without_filters(below.node)
         depth += 1
-    has_offset = bool(flags & StatusFlags.OFFSET_VALID)
-    owner = find_node(status.node_name) if has_offset and status.node_name else None
-    return MapEntry(
+    return _as_runs(flags, offset, [nbytes], [status.host_offset], status.node_name, depth)
+
+
+def _as_runs(flags: StatusFlags, offset: int, lengths: list[int], hosts: list[int], name: str, depth: int) -> MapRuns:
+    placed = bool(flags & StatusFlags.OFFSET_VALID)
+    owner = find_node(name) if placed and name else None
+    return MapRuns(
         offset,
-        nbytes,
+        lengths,
+        hosts if placed else None,
         depth,
         bool(flags & StatusFlags.ALLOCATED),
         bool(flags & StatusFlags.ZERO),
         bool(flags & StatusFlags.DATA),
         bool(flags & StatusFlags.COMPRESSED),
-        status.host_offset if has_offset else None,
         owner.filename if owner is not None else None,
     )
 
@@ -181,18 +188,3 @@ def _without_filters(node: BlockNode) -> BlockNode:
             break
         node = edge.node
     return node
-
-
-def _continues(current: MapEntry, entry: MapEntry) -> bool:
-    if (current.depth, current.present, current.zero, current.data, current.compressed, current.filename) != (
-        entry.depth,
-        entry.present,
-        entry.zero,
-        entry.data,
-        entry.compressed,
-        entry.filename,
-    ):
-        return False
-    if current.offset is None or entry.offset is None:
-        return current.offset is entry.offset
-    return current.offset + current.length == entry.offset

@@ -27,6 +27,7 @@ from blockio.types import (
     BlockInfo,
     BlockLimits,
     BlockStatus,
+    BlockStatuses,
     Capability,
     DetectZeroes,
     PreallocMode,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from blockio.buffers import IoVector
     from blockio.driver.debug import DebugListener
     from blockio.graph.edge import Edge
+    from blockio.graph.holes import Holes
     from blockio.graph.node import BlockNode
 
 __all__ = ["NodeIO"]
@@ -416,12 +418,12 @@ class NodeIO:
         async with self.request(0, 0):
             return await status.block_status(self, offset, nbytes, want_zero=want_zero)
 
-    async def co_block_statuses(self, offset: int, nbytes: int) -> list[BlockStatus]:
+    async def co_block_statuses(self, offset: int, nbytes: int, holes: Holes | None = None) -> list[BlockStatuses]:
         """Several answers in a row, for whoever looks at the whole disk; see ``blockio.io.status``."""
         check_range(offset, nbytes)
         self.driver()
         async with self.request(0, 0):
-            return await status.block_statuses(self, offset, nbytes)
+            return await status.block_statuses(self, offset, nbytes, holes)
 
     async def co_is_allocated_above(self, base: BlockNode | None, offset: int, nbytes: int) -> tuple[int, int]:
         """Which layer above *base* has the first bytes from *offset*; see ``blockio.io.status``."""

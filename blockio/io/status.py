@@ -6,21 +6,22 @@ layer only; ``block_status_above`` asks the layers below until one of them has t
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from typing import TYPE_CHECKING, Final
 
 from blockio.driver.base import FilterDriver, FormatDriver
+from blockio.graph.holes import Holes, look_below
 from blockio.io import mapped
-from blockio.types import INT_MAX, BlockStatus, ExtentKind, StatusFlags
+from blockio.types import BlockStatus, BlockStatuses, ExtentKind, StatusFlags
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from blockio.driver.base import BlockDriver
     from blockio.driver.child import Child
+    from blockio.graph.holes import Stretches
     from blockio.graph.node import BlockNode
     from blockio.io.node_io import NodeIO
-    from blockio.types import Extent
+    from blockio.types import Extents
 
 __all__ = ["block_status", "block_status_above", "block_statuses", "is_allocated", "is_allocated_above"]
 
@@ -41,6 +42,7 @@ _FLAGS_OF: Final = {
     ExtentKind.ENCRYPTED: _DATA,
 }
 _SECTOR: Final = 512
+_STORED: Final = _DATA | _ALLOCATED | _OFFSET_VALID
 _RESERVED: Final = (ExtentKind.ZERO, ExtentKind.UNALLOCATED)
 _HIDDEN: Final = (ExtentKind.COMPRESSED, ExtentKind.ENCRYPTED)
 """Where it lies is of no use to anybody but the driver."""
@@ -77,96 +79,112 @@ async def block_status(io: NodeIO, offset: int, nbytes: int, *, want_zero: bool)
     elif driver.capabilities.backing:
         flags |= _zero_without_backing(io, offset, want_zero)
     if want_zero and flags & _RECURSE and flags & _DATA and flags & _OFFSET_VALID and child is not None:
-        flags, length = await _holes_below(child, host_offset, flags, length)
+        flags, length = await look_below(child, host_offset, flags, length)
     flags &= ~_RECURSE
     if offset + length == end:
         flags |= _EOF
     return BlockStatus(StatusFlags(flags), length, host_offset, owner)
 
 
-async def block_statuses(io: NodeIO, offset: int, nbytes: int) -> list[BlockStatus]:
+async def block_statuses(io: NodeIO, offset: int, nbytes: int, holes: Holes | None = None) -> list[BlockStatuses]:
     """Answers in a row from *offset* on, *nbytes* at most: as many as the driver has in memory, else one.
 
-    For whoever looks at a whole disk. What the file says of holes is asked once for all of them.
+    For whoever looks at a whole disk. What the file says of holes is asked once for all of them, or for all steps of a
+    look that keep it in *holes*.
     """
     driver = io.maps_status
     align = io.limits.request_alignment
     if driver is not None and 0 <= offset < driver.length and align <= _SECTOR and not offset & (align - 1):
         extents = driver.try_map_many(offset, min(nbytes, driver.length - offset))
         if extents:
-            return await _told(io, driver, offset, extents)
-    return [await block_status(io, offset, nbytes, want_zero=True)]
+            return await _told(io, driver, offset, extents, Holes() if holes is None else holes)
+    flags, length, host, name, _ = await block_status(io, offset, nbytes, want_zero=True)
+    return [BlockStatuses(flags, [length], [host], name)]
 
 
-async def _told(io: NodeIO, driver: FormatDriver, offset: int, extents: Sequence[Extent]) -> list[BlockStatus]:
-    found: list[BlockStatus] = []
-    stored = [extent for extent in extents if extent.kind is ExtentKind.DATA and extent.child is not None]
-    regions = await _regions(stored) if stored and await driver.co_data_may_be_hole() else None
-    for kind, length, host, child in extents:
-        if child is None or host < 0 or kind in _HIDDEN:
-            flags = _FLAGS_OF[kind] & ~_OFFSET_VALID
-            place, owner = 0, ""
+async def _told(
+    io: NodeIO, driver: FormatDriver, offset: int, extents: Sequence[Extents], holes: Holes
+) -> list[BlockStatuses]:
+    stored = any(group.kind is ExtentKind.DATA for group in extents)
+    if not stored or not await driver.co_data_may_be_hole():
+        return _Row(io, driver, offset).told(extents, None)
+    holes.begin(io.write_gen)
+    row = _Row(io, driver, offset)
+    found = row.told(extents, holes)
+    if row.unknown:
+        for child, places in row.unknown.items():
+            await holes.of(child).learn(places)
+        found = _Row(io, driver, offset).told(extents, holes)
+    return found
+
+
+class _Row:
+    """Many answers in a row, being put together; neighbours that differ in length and place only are together."""
+
+    def __init__(self, io: NodeIO, driver: FormatDriver, offset: int) -> None:
+        self._io = io
+        self._driver = driver
+        self._offset = offset
+        self._found: list[BlockStatuses] = []
+        self.unknown: dict[Child, list[tuple[int, int]]] = {}
+        """Places that the files were not asked about yet; without them the row is not whole."""
+
+    def told(self, extents: Sequence[Extents], holes: Holes | None) -> list[BlockStatuses]:
+        """What *extents* come to, and *holes* below them if there may be any."""
+        for kind, lengths, hosts, child in extents:
+            if kind is not ExtentKind.DATA or child is None:
+                self._other(kind, lengths, hosts, child)
+            elif holes is None:
+                self._found.append(BlockStatuses(_as_flags(_STORED), lengths[:], hosts[:], child.node_name))
+            else:
+                self._look(holes.of(child), lengths, hosts, child)
+            self._offset += sum(lengths)
+        if self._offset == self._driver.length and not self.unknown:
+            last = self._found[-1]
+            self._add(int(last.flags) | _EOF, last.lengths.pop(), last.host_offsets.pop(), last.node_name)
+            if not last.lengths:
+                self._found.remove(last)
+        return self._found
+
+    def _other(self, kind: ExtentKind, lengths: list[int], hosts: list[int], child: Child | None) -> None:
+        flags, name = _FLAGS_OF[kind] & ~_OFFSET_VALID, ""
+        if child is None or kind in _HIDDEN:
+            hosts = [0] * len(lengths)
         else:
-            flags = _FLAGS_OF[kind] | _OFFSET_VALID
-            place, owner = host, child.node_name
+            flags, name = flags | _OFFSET_VALID, child.node_name  # zeroes or nothing, with a place of their own
         if flags & (_DATA | _ZERO):
-            flags |= _ALLOCATED
-        elif driver.capabilities.backing:
-            flags |= _zero_without_backing(io, offset, True)
-        offset += length
-        if regions is not None and kind is ExtentKind.DATA and child is not None:
-            parts = regions[child].parts(host, length)
-            found += [BlockStatus(_as_flags(flags | more), part, at, owner) for at, part, more in parts]
+            self._found.append(BlockStatuses(_as_flags(flags | _ALLOCATED), lengths[:], hosts[:], name))
+            return
+        offset = self._offset
+        for length, host in zip(lengths, hosts, strict=True):
+            below = _zero_without_backing(self._io, offset, True) if self._driver.capabilities.backing else 0
+            self._add(flags | below, length, host, name)
+            offset += length
+
+    def _look(self, known: Stretches, lengths: list[int], hosts: list[int], child: Child) -> None:
+        """At data that may be a hole."""
+        name = child.node_name
+        flags = known.flags(hosts, lengths)
+        if flags is None:
+            for length, host in zip(lengths, hosts, strict=True):
+                parts = known.parts(host, length)
+                for at, part, zero in parts:
+                    self._add(_STORED | zero, part, at, name)
+                if not parts:
+                    self.unknown.setdefault(child, []).append((host, length))
+        elif flags.count(flags[0]) == len(flags):
+            self._found.append(BlockStatuses(_as_flags(_STORED | flags[0]), lengths[:], hosts[:], name))
         else:
-            found.append(BlockStatus(_as_flags(flags), length, place, owner))
-    if offset == driver.length:
-        last = found[-1]
-        found[-1] = last._replace(flags=last.flags | StatusFlags.EOF)
-    return found
+            for zero, length, host in zip(flags, lengths, hosts, strict=True):
+                self._add(_STORED | zero, length, host, name)
 
-
-async def _regions(stored: list[Extent]) -> dict[Child, _Regions]:
-    """What the files that hold the *stored* extents say of them."""
-    places: dict[Child, list[tuple[int, int]]] = {}
-    for _, length, host, child in stored:
-        if child is not None:
-            places.setdefault(child, []).append((host, length))
-    found = {}
-    for child, where in places.items():
-        found[child] = _Regions()
-        await found[child].learn(child, sorted(where))
-    return found
-
-
-class _Regions:
-    """What a file said of its data and holes, for as long as one look at many of its places takes."""
-
-    def __init__(self) -> None:
-        self._starts: list[int] = []
-        self._ends: list[int] = []
-        self._flags: list[int] = []
-
-    async def learn(self, child: Child, places: Iterable[tuple[int, int]]) -> None:
-        """Ask about all *places*, (offset, length) in ascending order: what one answer covers is not asked again."""
-        known = 0
-        for start, length in places:
-            at, end = max(start, known), start + length
-            while at < end:
-                ahead = min(max(end, child.length) - at, INT_MAX & -_SECTOR)
-                more, reach = await _holes_below(child, at, 0, ahead)
-                self._starts.append(at)
-                known = at = at + max(reach, _SECTOR)
-                self._ends.append(known)
-                self._flags.append(more)
-
-    def parts(self, host_offset: int, length: int) -> list[tuple[int, int, int]]:
-        """A place that was learnt of, in pieces of one kind: offset, length and the flags that it adds."""
-        at = bisect_right(self._starts, host_offset) - 1
-        end = self._ends[at]
-        if end - host_offset >= length:
-            return [(host_offset, length, self._flags[at])]
-        here = end - host_offset
-        return [(host_offset, here, self._flags[at]), *self.parts(end, length - here)]
+    def _add(self, flags: int, length: int, host: int, name: str) -> None:
+        last = self._found[-1] if self._found else None
+        if last is not None and last.flags == flags and last.node_name == name:
+            last.lengths.append(length)
+            last.host_offsets.append(host)
+        else:
+            self._found.append(BlockStatuses(_as_flags(flags), [length], [host], name))
 
 
 _FLAGS: Final[dict[int, StatusFlags]] = {}
@@ -220,17 +238,6 @@ def _zero_without_backing(io: NodeIO, offset: int, want_zero: bool) -> int:
     if backing is None or (want_zero and offset >= backing.length):
         return _ZERO
     return 0
-
-
-async def _holes_below(child: Child, host_offset: int, flags: int, length: int) -> tuple[int, int]:
-    """Metadata may say DATA where the file has a hole (preallocation): look. Failing to look changes nothing."""
-    try:
-        below = await child.co_block_status(host_offset, length, want_zero=True)
-    except OSError:
-        return flags, length
-    if below.flags & _EOF and (not below.length or below.flags & _ZERO):
-        return flags | _ZERO, length  # a format may reach past the end of its file, and reads zeroes there
-    return flags | (int(below.flags) & _ZERO), below.length
 
 
 async def block_status_above(

@@ -30,6 +30,7 @@ from blockio.types import (
     BlockInfo,
     BlockLimits,
     BlockStatus,
+    BlockStatuses,
     Capability,
     Extent,
     ExtentKind,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
     from blockio.aio.flight import Flight
     from blockio.graph.edge import Edge
+    from blockio.graph.holes import Holes
     from blockio.graph.node import BlockNode
 
 MAGIC = b"TOY!"
@@ -122,8 +124,8 @@ class Path:
     async def co_block_status(self, offset: int, nbytes: int, *, want_zero: bool = True) -> BlockStatus:
         return BlockStatus(StatusFlags.DATA, nbytes, offset)
 
-    async def co_block_statuses(self, offset: int, nbytes: int) -> list[BlockStatus]:
-        return [await self.co_block_status(offset, nbytes)]
+    async def co_block_statuses(self, offset: int, nbytes: int, holes: Holes | None = None) -> list[BlockStatuses]:
+        return [BlockStatuses(StatusFlags.DATA, [nbytes], [offset])]
 
     async def co_is_allocated_above(self, base: BlockNode | None, offset: int, nbytes: int) -> tuple[int, int]:
         return 1, nbytes

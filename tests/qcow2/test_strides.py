@@ -7,7 +7,7 @@ from array import array
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockio_drivers.qcow2.strides import run_length
+from blockio_drivers.qcow2.strides import run_length, run_starts
 from blockio_drivers.qcow2.tables import COMPRESSED, COPIED, L2_OFFSET_MASK, ZERO
 
 ALL = (1 << 64) - 1
@@ -35,6 +35,12 @@ def test_a_run_ends_where_a_loop_ends_it(
         here += 1
     if expected + count * step <= ALL:
         assert run_length(table, start, stop, mask, step) == here - start
+    if max(word & mask for word in table) + step <= ALL:
+        goes_on = [table[at] & mask == (table[at - 1] & mask) + step for at in range(start + 1, stop)]
+        assert run_starts(table, start, stop, mask, step) == [
+            start,
+            *(at for at, more in enumerate(goes_on, start + 1) if not more),
+        ]
 
 
 def test_runs_longer_than_the_largest_integer() -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from contextlib import aclosing
+from itertools import accumulate, chain, repeat
 from typing import TYPE_CHECKING, NamedTuple
-
-import msgspec
 
 from blockio.cli.img.commands import command_line
 from blockio.cli.img.getopt import UsageError
@@ -16,8 +14,8 @@ from blockio.img.mapping import map_batches
 
 if TYPE_CHECKING:
     from blockio.cli.output import Output
+    from blockio.img.mapping import MapRuns
     from blockio.img.opening import Image
-    from blockio.img.results import MapEntry
 
 __all__ = ["execute", "prepare"]
 
@@ -75,17 +73,17 @@ async def execute(plan: _Plan, output: Output) -> int:
     if plan.picture is not None:
         return await _draw(plan, plan.picture, output)
     first = True
-    async with aclosing(map_batches(plan.image, start=plan.start, length=plan.length)) as batches:
-        async for batch in _as_told(batches):
-            if plan.json and batch:
-                output.out(("[" if first else ",\n") + ",\n".join(map(_member, batch)))
-            elif batch:
+    async with aclosing(map_batches(plan.image, start=plan.start, length=plan.length, compression=False)) as batches:
+        async for batch in batches:
+            if plan.json:
+                output.out(("[" if first else ",\n") + ",\n".join(map(_members, batch)))
+            else:
                 if first:
                     output.out(f"{'Offset':<16}{'Length':<16}{'Mapped to':<16}File\n")
-                for entry in batch:
-                    if entry.data:
-                        _print_row(entry, output)
-            first = first and not batch
+                for runs in batch:
+                    if runs.data:
+                        _print_rows(runs, output)
+            first = False
         if plan.json:
             output.out("]\n")
     return 0
@@ -112,49 +110,35 @@ def _write(path: str, text: str) -> None:
         file.write(text)
 
 
-async def _as_told(batches: AsyncIterator[list[MapEntry]]) -> AsyncIterator[list[MapEntry]]:
-    """The same with those joined that read alike: nothing is said of compression."""
-    pending: MapEntry | None = None
-    async for batch in batches:
-        told = []
-        for entry in batch:
-            if pending is not None and _tells_on(pending, entry):
-                pending = msgspec.structs.replace(pending, length=pending.length + entry.length)
-                continue
-            if pending is not None:
-                told.append(pending)
-            pending = entry
-        yield told
-    yield [] if pending is None else [pending]
-
-
-def _tells_on(one: MapEntry, other: MapEntry) -> bool:
-    if one.compressed is other.compressed or one.offset is not None or other.offset is not None:
-        return False
-    return msgspec.structs.replace(one, start=0, length=0, compressed=False) == msgspec.structs.replace(
-        other, start=0, length=0, compressed=False
+def _members(runs: MapRuns) -> str:
+    # Spelled out, because scripts have been seen to match these lines; all of them in one step, as there may be many.
+    starts = accumulate(runs.lengths, initial=runs.start)
+    columns, place = [starts, runs.lengths], ""
+    if runs.offsets is not None:
+        columns, place = [*columns, runs.offsets], ', "offset": %d'
+    line = (
+        f'{{ "start": %d, "length": %d, "depth": {runs.depth}, "present": {_word(runs.present)}, '
+        f'"zero": {_word(runs.zero)}, "data": {_word(runs.data)}{place}}}'
     )
-
-
-def _member(entry: MapEntry) -> str:
-    # Spelled out, because scripts have been seen to match these lines.
-    text = (
-        f'{{ "start": {entry.start}, "length": {entry.length}, "depth": {entry.depth}, '
-        f'"present": {_word(entry.present)}, "zero": {_word(entry.zero)}, "data": {_word(entry.data)}'
-    )
-    return text + ("}" if entry.offset is None else f', "offset": {entry.offset}}}')
+    return ",\n".join(repeat(line, len(runs.lengths))) % tuple(chain.from_iterable(zip(*columns, strict=False)))
 
 
 def _word(flag: bool) -> str:
     return "true" if flag else "false"
 
 
-def _print_row(entry: MapEntry, output: Output) -> None:
-    if entry.offset is None:
+def _print_rows(runs: MapRuns, output: Output) -> None:
+    if runs.offsets is None:
         fail(output, "File contains external, encrypted or compressed clusters.")
-    if not entry.zero:
-        numbers = "".join(f"{_hex(number):<16}" for number in (entry.start, entry.length, entry.offset))
-        output.out(f"{numbers}{entry.filename or ''}\n")
+    if runs.zero:
+        return
+    starts = accumulate(runs.lengths, initial=runs.start)
+    numbers = tuple(chain.from_iterable(zip(starts, runs.lengths, runs.offsets, strict=False)))
+    name = (runs.filename or "").replace("%", "%%")
+    if all(numbers):
+        output.out(f"%-#16x%-#16x%-#16x{name}\n" * len(runs.lengths) % numbers)
+    else:  # the only number written without 0x is 0
+        output.out(f"%-16s%-16s%-16s{name}\n" * len(runs.lengths) % tuple(map(_hex, numbers)))
 
 
 def _hex(number: int) -> str:

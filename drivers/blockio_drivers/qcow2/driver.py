@@ -40,6 +40,7 @@ from blockio.types import (
     Capability,
     Extent,
     ExtentKind,
+    Extents,
     PreallocMode,
     RequestFlags,
     Role,
@@ -624,10 +625,10 @@ class Qcow2Driver(FormatDriver):
         extent = None if self._image.dead or self._image.blind else self._mapping.try_map(offset, nbytes)
         return _veiled(extent) if extent is not None and self.encrypted else extent
 
-    def try_map_many(self, offset: int, nbytes: int) -> Sequence[Extent]:
+    def try_map_many(self, offset: int, nbytes: int) -> Sequence[Extents]:
         """What one slice in memory says."""
         extents = () if self._image.dead or self._image.blind else self._mapping.try_map_many(offset, nbytes)
-        return [_veiled(extent) for extent in extents] if self.encrypted else extents
+        return list(map(_all_veiled, extents)) if self.encrypted else extents
 
     async def co_data_may_be_hole(self) -> bool:
         """Whether only metadata was preallocated; looked up once."""
@@ -863,6 +864,14 @@ def _veiled(extent: Extent) -> Extent:
     if extent.kind is ExtentKind.DATA:
         return extent._replace(kind=ExtentKind.ENCRYPTED)
     return extent if extent.kind is ExtentKind.COMPRESSED else extent._replace(host_offset=-1, child=None)
+
+
+def _all_veiled(extents: Extents) -> Extents:
+    """The same for several."""
+    if extents.kind is ExtentKind.DATA:
+        return extents._replace(kind=ExtentKind.ENCRYPTED)
+    nowhere = Extents(extents.kind, extents.lengths, [-1] * len(extents.lengths))
+    return extents if extents.kind is ExtentKind.COMPRESSED else nowhere
 
 
 async def _worded(what: str, work: Awaitable[T]) -> T:

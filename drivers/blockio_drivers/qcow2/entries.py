@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from enum import Enum
+from itertools import repeat
+from operator import and_, sub
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from blockio.errors import UnsupportedFeature
 from blockio.types import ExtentKind
-from blockio_drivers.qcow2.strides import run_length
+from blockio_drivers.qcow2.strides import run_length, run_starts
 from blockio_drivers.qcow2.tables import ALL_ALLOCATED, ALL_ZERO, COMPRESSED, COPIED, L2_OFFSET_MASK, ZERO
 
 if TYPE_CHECKING:
@@ -114,6 +116,21 @@ class Entries(ABC):
             yield kind, reach, host
             at += reach
 
+    def columns(self, table: array[int], at: int, stop: int) -> Iterator[tuple[ExtentKind, list[int], list[int]]]:
+        """``runs``, those of one kind together: their reaches and their hosts, which are there for all or for none."""
+        reaches: list[int] = []
+        hosts: list[int] = []
+        last: tuple[ExtentKind, bool] | None = None
+        for kind, reach, host in self.runs(table, at, stop):
+            if last is None or last[0] is not kind or last[1] != (host >= 0):
+                if last is not None:
+                    yield last[0], reaches, hosts
+                last, reaches, hosts = (kind, host >= 0), [], []
+            reaches.append(reach)
+            hosts.append(host)
+        if last is not None:
+            yield last[0], reaches, hosts
+
     @abstractmethod
     def in_place(self, table: array[int], at: int, stop: int) -> Place:
         """The data of our own from *at* on, up to *stop*."""
@@ -210,6 +227,16 @@ class StandardEntries(Entries):
                 count = run_length(table, at, stop, _SAME, step)
             yield _DATA, count, entry
             at += count
+
+    def columns(self, table: array[int], at: int, stop: int) -> Iterator[tuple[ExtentKind, list[int], list[int]]]:
+        starts = run_starts(table, at, stop, _SAME, self._step)
+        hosts = list(map(and_, map(table.__getitem__, starts), repeat(_SAME)))
+        odd = COMPRESSED | ZERO | self._mask
+        if all(hosts) and not any(map(and_, hosts, repeat(odd))):
+            # Plain clusters and nothing else: so are most tables, and in a fragmented disk each cluster is alone.
+            yield _DATA, list(map(sub, [*starts[1:], stop], starts)), hosts
+        else:
+            yield from super().columns(table, at, stop)
 
     def in_place(self, table: array[int], at: int, stop: int) -> Place:
         entry = table[at]

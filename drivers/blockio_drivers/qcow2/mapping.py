@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import asyncio
 from array import array
+from itertools import repeat
+from operator import mul
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from blockio.types import Extent, ExtentKind
+from blockio.types import Extent, ExtentKind, Extents
 from blockio_drivers.qcow2.cache import MetadataCache, Slice
 from blockio_drivers.qcow2.entries import InvalidEntry, Run, entries_of
 from blockio_drivers.qcow2.image import Corruption, hexadecimal
@@ -242,25 +244,37 @@ class Mapping:
             return None  # the slow lane will meet it, and can tell
         return Extent(kind, length, host, self._image.data if host >= 0 else None)
 
-    def try_map_many(self, offset: int, nbytes: int) -> list[Extent]:
+    def try_map_many(self, offset: int, nbytes: int) -> list[Extents]:
         """All runs that one slice in memory tells of from *offset* on; those before an entry that is wrong."""
         table = self._cached(offset >> self.slice_shift)
-        extents: list[Extent] = []
+        found: list[Extents] = []
         if table is None:
-            return extents
+            return found
         at, stop = self.span(offset, nbytes)
-        bits, file = self._sub_bits, self._image.data
-        inside = offset & self._sub_mask
         left = nbytes
-        for kind, reach, host in self.entries.runs(table, at, stop):
-            length = min((reach << bits) - inside, left)
-            place = host if host < 0 or kind is _COMPRESSED else host + inside
-            if self._elsewhere(place, offset + nbytes - left):
-                break
-            extents.append(Extent(kind, length, place, file if host >= 0 else None))
-            left -= length
-            inside = 0
-        return extents
+        inside = offset & self._sub_mask  # the first run may begin before what is asked for, and the last end behind
+        for kind, reaches, hosts in self.entries.columns(table, at, stop):
+            lengths = list(map(mul, reaches, repeat(1 << self._sub_bits)))
+            if inside:
+                lengths[0] -= inside
+                if hosts[0] >= 0 and kind is not _COMPRESSED:
+                    hosts[0] += inside
+                inside = 0
+            left -= sum(lengths)
+            if left < 0:
+                lengths[-1] += left
+            found.append(Extents(kind, lengths, hosts, self._image.data if hosts[0] >= 0 else None))
+        return self._sound(found, offset) if self._image.geometry.data_file else found
+
+    def _sound(self, found: list[Extents], offset: int) -> list[Extents]:
+        """Of what was *found* from guest *offset* on, all before an extent that cannot be where it is."""
+        for index, (kind, lengths, hosts, child) in enumerate(found):
+            for count, (length, host) in enumerate(zip(lengths, hosts, strict=True)):
+                if self._elsewhere(host, offset):
+                    some = [Extents(kind, lengths[:count], hosts[:count], child)] if count else []
+                    return found[:index] + some
+                offset += length
+        return found
 
     def _cached(self, key: int) -> array[int] | None:
         found = self.cache.slices.get(key)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from array import array
 from functools import cache
+from itertools import compress
 from typing import Final
 
 from blockio_drivers.qcow2.tables import table_to_bytes
 
-__all__ = ["run_length"]
+__all__ = ["run_length", "run_starts"]
 
 _FEW: Final = 16
 """So many words are looked at one by one: most runs end sooner, and a large integer has its price."""
@@ -42,6 +43,23 @@ def run_length(table: array[int], at: int, stop: int, mask: int, step: int) -> i
         after += count
         expected += count * step
     return after - at
+
+
+def run_starts(table: array[int], at: int, stop: int, mask: int, step: int) -> list[int]:
+    """Where each word from *at* to *stop* is that is not *step* more than the one before, as far as *mask* shows.
+
+    For where many are. Every 8192 words one counts as such. What *mask* shows must stay below 2**64 - *step*.
+    """
+    starts: list[int] = []
+    for first in range(at, stop, _MOST):
+        count = min(_MOST, stop - first)
+        ones, masks, _ = (lanes >> 64 * (_MOST - count) for lanes in _lanes(mask, step))
+        words = _number(table[first : first + count]) & masks
+        other = array("Q")  # the words, in whatever order of their bytes, are 0 where a run goes on
+        other.frombytes((words ^ ((words >> 64) + step * ones)).to_bytes(count * 8, "big"))
+        other[0] = 1
+        starts += compress(range(first, first + count), other)
+    return starts
 
 
 @cache
