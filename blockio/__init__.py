@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from blockio import img
     from blockio.aio.context import AioContext, IOThread
     from blockio.backend import (
         AioRequest,
@@ -223,6 +224,7 @@ __all__ = [
     "by_name",
     "drain_all",
     "drained_all",
+    "img",
     "inactivate_all",
     "is_zero",
     "listen_to_all",
@@ -234,6 +236,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "img":
+        return import_module("blockio.img")
     module = _MODULE_OF.get(name)
     if module is None:
         raise AttributeError(f"module 'blockio' has no attribute {name!r}")

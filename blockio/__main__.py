@@ -2,7 +2,7 @@
 
 import sys
 
-from blockio.cli.main import main
+from blockio.cli.main import command
 
 sys.argv[0] = "blockio"
-sys.exit(main())
+command()

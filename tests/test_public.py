@@ -15,7 +15,7 @@ from blockio.testing.driver import MemoryDisk
 
 def test_all_is_what_is_exported() -> None:
     assert blockio.__all__ == sorted(blockio.__all__)
-    assert {*blockio._MODULE_OF, "open"} == set(blockio.__all__)
+    assert {*blockio._MODULE_OF, "img", "open"} == set(blockio.__all__)
     for name in blockio.__all__:
         assert getattr(blockio, name) is not None
     assert set(blockio.__all__) <= set(dir(blockio))
@@ -30,6 +30,12 @@ def test_importing_loads_nothing() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[] False"
+
+
+def test_the_library_behind_the_tools_needs_no_import_of_its_own() -> None:
+    code = "import blockio; print(blockio.img.info.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "info"
 
 
 async def test_open_is_awaitable_and_a_context_manager() -> None:

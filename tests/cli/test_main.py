@@ -65,6 +65,20 @@ def test_a_link_is_the_tool_it_is_named_after(tmp_path: Path) -> None:
     assert done.stdout.startswith("qemu-io version ")
 
 
+@pytest.mark.parametrize("thread", [True, False])
+def test_the_process_ends_at_once_unless_somebody_still_works(thread: bool) -> None:
+    code = (
+        "import atexit, sys, threading; from blockio.cli.main import _leave;"
+        "atexit.register(print, 'taken apart');"
+        f"{thread} and threading.Thread(target=lambda: print(sys.stdin.read())).start();"
+        "print('said', end=' '); _leave(3)"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, input="late", capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 3
+    assert sorted(done.stdout.split()) == (["apart", "late", "said", "taken"] if thread else ["said"])
+
+
 def test_only_the_tool_that_is_called_is_imported() -> None:
     code = "import sys; from blockio.cli import main; print(*sorted(n for n in sys.modules if n.startswith('blockio')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

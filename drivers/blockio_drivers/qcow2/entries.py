@@ -10,6 +10,7 @@ and a method that raises has changed nothing.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from array import array
 from enum import Enum
 from itertools import repeat
 from operator import and_, sub
@@ -21,7 +22,6 @@ from blockio_drivers.qcow2.strides import run_length, run_starts
 from blockio_drivers.qcow2.tables import ALL_ALLOCATED, ALL_ZERO, COMPRESSED, COPIED, L2_OFFSET_MASK, ZERO
 
 if TYPE_CHECKING:
-    from array import array
     from collections.abc import Iterator
 
     from blockio_drivers.qcow2.tables import Geometry
@@ -32,6 +32,7 @@ _DATA: Final = ExtentKind.DATA
 _ZERO: Final = ExtentKind.ZERO
 _UNALLOCATED: Final = ExtentKind.UNALLOCATED
 _COMPRESSED: Final = ExtentKind.COMPRESSED
+_ALL: Final = (1 << 64) - 1
 _SAME: Final = L2_OFFSET_MASK | COMPRESSED | ZERO
 
 
@@ -262,7 +263,7 @@ class StandardEntries(Entries):
             self._check(entry, at)
             count = self._neighbours(table, at, stop)
             return Plan(entry & L2_OFFSET_MASK, count, at, at + count)
-        after = at
+        after = at if entry else at + run_length(table, at, stop, _ALL, 0)
         while after < stop and self.replaced(entry := table[after]):
             if entry & COMPRESSED:
                 self._refuse_compressed(after)
@@ -272,11 +273,10 @@ class StandardEntries(Entries):
         return Plan(0, after - at, at, after)
 
     def enter(self, table: array[int], plan: Plan, room: int, *, data: bool = True) -> list[int]:
-        old = list(table[plan.start : plan.end])
-        for at in range(plan.start, plan.end):
-            table[at] = room | COPIED
-            room += self._step
-        return [] if plan.room else old
+        old = table[plan.start : plan.end]
+        first = room | COPIED
+        table[plan.start : plan.end] = array("Q", range(first, first + len(old) * self._step, self._step))
+        return [] if plan.room or not any(old) else old.tolist()
 
     def lose(self, table: array[int], at: int, stop: int, how: Loss, *, below: bool) -> list[int] | None:
         for index in range(at, stop):  # all of them before any is changed
