@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -113,19 +112,6 @@ async def test_no_crash_takes_a_passphrase_that_stays() -> None:
             LuksHeader.decode(head)
             added = added or await opens(stable, "n")
             assert await opens(image, "n") if added else await opens(image, "s")
-
-
-async def test_a_failing_write_leaves_each_passphrase_that_was_not_to_go() -> None:
-    for fail_after in range(8):
-        place = MemoryPlace()
-        volume = await volume_in(place)
-        place.fail_after = fail_after
-        with suppress(OSError):  # the last rounds get through
-            await volume.amend(ADD, TRUST, force=False)
-        place.fail_after = -1
-        assert await opens(place.data, "s")
-        await volume.amend(KeySlotChange("active", "x", iter_time=1), TRUST, force=False)
-        assert await opens(place.data, "x")
 
 
 async def test_work_is_bounded() -> None:

@@ -21,6 +21,7 @@ import pytest
 import blockio
 from blockio import img
 from blockio.buffers import IoVector
+from blockio.driver.base import CheckFix
 from blockio.driver.snapshots import SnapshotInfo
 from blockio.errors import BlockError, CorruptImage, LimitExceeded, OptionError, UnsupportedFeature
 from blockio.testing.cancel import explore_cancellations
@@ -34,6 +35,7 @@ from blockio_drivers.crypto import volume
 from blockio_drivers.qcow2.driver import Qcow2Driver
 from blockio_drivers.qcow2.header import Header
 from blockio_drivers.qcow2.options import EncryptOptions
+from blockio_drivers.qcow2.tables import COPIED
 from tests.crypto.rig import PASSPHRASE, secrets
 from tests.qcow2.amend_work import VERSIONS, WIDTHS, Amends, amend
 from tests.qcow2.crash import MakeImage, Scenario, explore
@@ -41,9 +43,11 @@ from tests.qcow2.engine import (
     Disk,
     Qcow2Rig,
     check_image,
+    first_l2_table,
     new_image,
     new_image_with_data_file,
     open_disk,
+    put,
 )
 from tests.qcow2.scenarios import Requests, Resizes, fresh, overlay
 from tests.qcow2.snapshot_work import SnapshotRig, snapshots_at_work
@@ -253,6 +257,51 @@ async def test_a_downgrade_makes_no_noise_of_zeroes() -> None:
         check_image(image.data, passphrase=PASSPHRASE)
 
 
+async def test_what_an_image_takes_is_known_before_it_is_made() -> None:
+    """The numbers are qemu-img's, which counts no refcounts for the LUKS header."""
+    given = {"encrypt.format": "luks", "encrypt.key-secret": "s", "encrypt.iter-time": 1}
+    for cluster, required in ((512, 2091008), (65536, 2424832)):
+        measured = await img.measure(format="qcow2", size=MIB, options={**given, "cluster_size": cluster})
+        assert (measured.required, measured.fully_allocated) == (required, required + MIB)
+
+
+@pytest.mark.peer("qemu-img")
+async def test_a_repair_from_nothing_spares_the_key(tmp_path: Path) -> None:
+    """All refcounts are lost: the structure is built anew around what there is, the LUKS header included."""
+    image = await new_image(MIB, cluster_size=4096, **LUKS)
+    async with encrypted(image) as disk:
+        await disk.write(0, b"a" * 65536)
+    header = Header.decode(bytes(image.data))
+    table = header.refcount_table_offset
+    image.data[table : table + 4096] = bytes(4096)
+    async with encrypted(image, flags=OpenFlags(check=True)) as disk:
+        result = await disk.driver.co_check(CheckFix.ALL)
+        assert result.corruptions_fixed > 100
+    check_image(image.data, passphrase=PASSPHRASE)
+    async with encrypted(image) as disk:
+        await disk.write(MIB // 2, b"b" * 65536)
+        assert await disk.read(0, 65536) == b"a" * 65536
+        await amend(disk, encrypt_state="active", encrypt_new_secret="n", encrypt_iter_time=1)
+    check_image(image.data, passphrase="the new one")
+
+
+async def test_no_write_of_the_guest_reaches_the_key() -> None:
+    """A table that leads into the LUKS header: what is there is never written over, and the image is marked."""
+    image = await new_image(MIB, cluster_size=4096, **LUKS)
+    async with encrypted(image) as disk:
+        await disk.write(0, b"a" * 4096)
+    place = Header.decode(bytes(image.data)).encryption
+    assert place is not None
+    _, l2 = first_l2_table(image)
+    put(image, l2, (place.offset + 4096) | COPIED)
+    before = image.data[place.offset : place.offset + place.length]
+    async with encrypted(image) as disk:
+        with pytest.raises(CorruptImage, match="encryption header"):
+            await disk.write(512, b"b" * 512)
+    assert image.data[place.offset : place.offset + place.length] == before
+    assert Header.decode(bytes(image.data)).corrupt
+
+
 # -- the image changes below us
 
 
@@ -327,12 +376,11 @@ def scenario(name: str, states: int, image: MakeImage, work: Any, rig: type[Qcow
 SCENARIOS: Final = {
     one.name: one
     for one in (
-        scenario("aes", 300, overlay(60, 512, **AES), Requests(512, 12)),
+        scenario("aes", 200, overlay(60, 512, **AES), Requests(512, 12)),
         scenario("aes, subclusters", 100, fresh(6, 16384, extended_l2=True, **AES), Requests(512, 8)),
         scenario("aes, resize", 200, fresh(60, 512, **AES), Resizes(512, PreallocMode.METADATA, 1)),
         scenario("aes, snapshots", 100, fresh(60, 512, **AES), snapshots_at_work, SnapshotRig),
         scenario("aes, amend", 100, fresh(24, 1024, **AES), Amends(1024, (*VERSIONS, *WIDTHS[::3]), rounds=2)),
-        scenario("luks", 25, fresh(60, 512, **LUKS), Requests(512, 12)),
         scenario("luks, passphrases", 30, fresh(60, 512, **LUKS), other_passphrase, TwoPassphrases),
     )
 }
@@ -499,7 +547,7 @@ async def test_a_header_of_noise_is_refused_or_read(sound: bytes) -> None:
     read = 0
     # Not what says how much work it is, which is refused only where it is too much.
     fields = (*range(12), *range(40, 52), *range(72, 80), *range(104, 112), *range(166, 212), *range(214, 592))
-    for _ in range(50):
+    for _ in range(30):
         image = Crafted(sound)
         for _ in range(rnd.randrange(1, 3)):
             offset = rnd.choice(fields)
@@ -510,7 +558,7 @@ async def test_a_header_of_noise_is_refused_or_read(sound: bytes) -> None:
                 read += 1
         except BlockError:
             continue
-    assert 10 < read < 50
+    assert 5 < read < 30
 
 
 async def test_work_without_end_is_refused_before_it_begins(sound: bytes) -> None:
