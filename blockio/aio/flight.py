@@ -30,22 +30,12 @@ class Flight(ABC):
         self.legs: list[Callable[[bool], None]] = []
 
     @abstractmethod
-    async def transferred(self) -> int:
-        """Wait for the engine: how many bytes it moved. BlockError; a cancellation goes on when the kernel is done."""
-
     async def land(self, nbytes: int) -> bool:
         """Wait until the transfer has ended. False: not all *nbytes* were moved, and the slow lane must do it again.
 
         BlockError with the kernel's errno. Cancelled before the kernel saw it, it is withdrawn; later it is awaited
         and then the cancellation goes on.
         """
-        ok = False
-        try:
-            ok = await self.transferred() == nbytes
-        finally:
-            for leg in reversed(self.legs):
-                leg(ok)
-        return ok
 
 
 Start: TypeAlias = "Callable[[int, Sequence[Buffer], int], Flight | None]"

@@ -28,7 +28,16 @@ if TYPE_CHECKING:
 
     from blockio.backend.statistics import Statistics
 
-__all__ = ["FAIRNESS_BUDGET", "REQUEST_COST", "Accounting", "Counters", "Kind", "TryTransfer"]
+__all__ = [
+    "FAIRNESS_BUDGET",
+    "REQUEST_COST",
+    "STARTED_LOOK",
+    "STARTED_RUN",
+    "Accounting",
+    "Counters",
+    "Kind",
+    "TryTransfer",
+]
 
 TryTransfer: TypeAlias = "Callable[[int, Sequence[Buffer], int], bool]"
 Kind: TypeAlias = Literal["read", "write", "flush", "unmap"]
@@ -40,6 +49,12 @@ FAIRNESS_BUDGET: Final = 4 << 20
 REQUEST_COST: Final = 8 << 10
 """What a request weighs besides its bytes, so that small requests are counted by their number."""
 
+STARTED_RUN: Final = 16
+"""How many requests in a row that had to be started show that the fast lane declines whatever comes (3 us each)."""
+
+STARTED_LOOK: Final = 256
+"""After so many started requests the fast lane is asked again."""
+
 
 class Counters:
     """The counts of one kind of request since the accounting began; they only grow.
@@ -47,10 +62,12 @@ class Counters:
     ``bytes`` and ``operations`` are those of requests that succeeded; ``time_ns`` is the time of ``timed`` requests.
     ``weight`` is what these requests weighed, each its bytes and REQUEST_COST: one addition tells both the bytes and
     when the loop is to have its turn, which is when it gets past ``due``. Nor does the fast lane count what it timed:
-    that is all operations while time is taken, but for what ``_untimed`` makes up for.
+    that is all operations while time is taken, but for what ``_untimed`` makes up for. ``started`` are the requests
+    that were started, ``landed`` those of them that are operations.
     """
 
     __slots__ = (
+        "_otherwise",
         "_stopped",
         "_untimed",
         "due",
@@ -58,8 +75,10 @@ class Counters:
         "histogram",
         "invalid",
         "kind",
+        "landed",
         "merged",
         "operations",
+        "started",
         "time_ns",
         "weight",
     )
@@ -72,6 +91,9 @@ class Counters:
         self.failed = 0
         self.invalid = 0
         self.merged = 0
+        self.started = 0
+        self.landed = 0
+        self._otherwise = 0
         self.time_ns = 0
         self._untimed = 0
         self._stopped: int | None = 0  # how many operations there were when time was last taken; None: it is now
@@ -86,6 +108,12 @@ class Counters:
     def timed(self) -> int:
         """How many requests ``time_ns`` speaks of."""
         return (self.operations if self._stopped is None else self._stopped) - self._untimed
+
+    def only_started(self) -> bool:
+        """Asked after each STARTED_RUN started requests: whether there were no others since, so that asking the fast
+        lane is in vain. Now and then the answer is no, lest nobody notice that it has become of use."""
+        before, self._otherwise = self._otherwise, self.operations - self.landed
+        return before == self._otherwise and self.started % STARTED_LOOK != 0
 
     def timing(self, on: bool) -> None:
         """Operations that are counted from now on are timed ones, or no longer."""
@@ -125,7 +153,6 @@ class Accounting:
 
     __slots__ = (
         "_intervals",
-        "_timing",
         "account_failed",
         "account_invalid",
         "clock",
@@ -133,6 +160,7 @@ class Accounting:
         "lanes_changed",
         "last_access_ns",
         "read",
+        "timing",
         "unmap",
         "write",
     )
@@ -148,20 +176,16 @@ class Accounting:
         self.account_failed = True
         self.lanes_changed: Callable[[], object] = _nobody
         """The owner's: whether time is taken has changed."""
-        self._timing = False
+        self.timing = False
+        """Whether time is taken now; see ``set_timing``."""
         self.last_access_ns = 0
         self._intervals: list[_Interval] = []
 
     # -- what is asked for
 
-    @property
-    def timing(self) -> bool:
-        """Whether time is taken now."""
-        return self._timing
-
     def set_timing(self, on: bool) -> None:
         """Take the time of the requests that begin from now on, or no longer; what was measured stays."""
-        self._timing = on
+        self.timing = on
         for counters in (self.read, self.write, self.flush, self.unmap):
             counters.timing(on)
         self.lanes_changed()
@@ -187,7 +211,7 @@ class Accounting:
         made = [None if boundaries is None else LatencyHistogram(boundaries) for _ in chosen]
         for counters, histogram in zip(chosen, made, strict=True):
             counters.histogram = histogram
-        self.set_timing(self._timing or boundaries is not None)
+        self.set_timing(self.timing or boundaries is not None)
 
     def counters(self, kind: Kind) -> Counters:
         """The counts of *kind*. ValueError for what is none."""
@@ -200,7 +224,7 @@ class Accounting:
 
     def begin(self) -> int:
         """When a request that begins now began, for ``ended``; 0 while no time is taken."""
-        return self.clock() if self._timing else 0
+        return self.clock() if self.timing else 0
 
     def ended(self, counters: Counters, nbytes: int, began: int, error: BaseException | None) -> None:
         """A request that began at *began* is over: well, or with *error*."""
@@ -221,7 +245,7 @@ class Accounting:
     def invalid(self, kind: Kind) -> None:
         """A request was refused before it began: it does not fit the disk (``block_acct_invalid``)."""
         self.counters(kind).invalid += 1
-        if self._timing and self.account_invalid:
+        if self.timing and self.account_invalid:
             self.last_access_ns = self.clock()
 
     def merge_done(self, kind: Kind, count: int) -> None:
@@ -245,7 +269,7 @@ class Accounting:
 
     def timed_lane(self, lane: TryTransfer, counters: Counters) -> TryTransfer:
         """*lane*, a fast lane, with its time taken; whoever calls it counts. *lane* itself while no time is taken."""
-        if not self._timing:
+        if not self.timing:
             return lane
         clock, took = self.clock, self.took
         detailed = self.detailed(counters)
@@ -268,7 +292,7 @@ class Accounting:
 
     def idle_time_ns(self) -> int | None:
         """Nanoseconds since the last request ended; None before the first, or while no time is taken."""
-        if not self._timing or not self.last_access_ns:
+        if not self.timing or not self.last_access_ns:
             return None
         return self.clock() - self.last_access_ns
 

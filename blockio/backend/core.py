@@ -45,6 +45,7 @@ class BackendCore:
       parked, no throttle group (and for writes: the permission, and the write cache on). They refuse what does not fit.
       ``_start_read`` and ``_start_write`` likewise, and only for a medium that cannot go. Nor are those set that
       ``_lanes`` leaves out.
+    * ``_first_read`` is ``_fast_read``, or None while that declines whatever comes; ``_first_write`` likewise.
     * ``_reads`` and ``_writes`` are the counters of ``stats``, one look-up nearer.
     """
 
@@ -57,6 +58,8 @@ class BackendCore:
         "_enable_write_cache",
         "_fast_read",
         "_fast_write",
+        "_first_read",
+        "_first_write",
         "_idle_waiters",
         "_in_flight",
         "_lanes",
@@ -86,6 +89,8 @@ class BackendCore:
         self._root: Edge | None = None
         self._fast_read: Lane | None = None
         self._fast_write: Lane | None = None
+        self._first_read: Lane | None = None
+        self._first_write: Lane | None = None
         self._start_read: Departure | None = None
         self._start_write: Departure | None = None
         self._lanes: Lanes = "auto"
@@ -229,9 +234,10 @@ class BackendCore:
             self._fast_read = self._fast_write = None
         if self._lanes in {"fast", "slow"}:
             self._start_read = self._start_write = None
+        self._first_read, self._first_write = self._fast_read, self._fast_write
 
     def _close_lanes(self) -> None:
-        self._fast_read = self._fast_write = None
+        self._fast_read = self._fast_write = self._first_read = self._first_write = None
         self._start_read = self._start_write = None
 
     def _guarded(self, lane: TryTransfer) -> TryTransfer:
@@ -247,9 +253,14 @@ class BackendCore:
     def dec_in_flight(self) -> None:
         """A request left (``blk_dec_in_flight``); the last one wakes whoever drains."""
         self._in_flight -= 1
-        if self._in_flight == 0:
-            if self._root is not None:
-                self._root.node.kick()
+        if not self._in_flight:
+            self._idle()
+
+    def _idle(self) -> None:
+        """Nothing is in flight any more: wake whoever drains."""
+        if self._root is not None:
+            self._root.node.kick()
+        if self._idle_waiters:
             waiters, self._idle_waiters = self._idle_waiters, []
             for waiter in waiters:
                 if not waiter.done():

@@ -169,7 +169,8 @@ class NodeIO:
         self.write_gen += 1
         end = offset + nbytes
         if ok and nbytes:
-            self.wr_highest_offset = max(self.wr_highest_offset, end)
+            if end > self.wr_highest_offset:  # noqa: PLR1730  # max() would be a call for each write
+                self.wr_highest_offset = end
             driver = self.node.driver
             if driver is not None and end > driver.length:
                 driver.length = end
@@ -208,10 +209,13 @@ class NodeIO:
 
     def _leave(self, ticket: int, scope: RequestScope | None) -> None:
         tracked = self.tracked
-        tracked.leave(ticket)
-        if not tracked.serialising:
-            self._try_read = self._lane_read
-            self._try_write = self._lane_write
+        if tracked.serialising:
+            tracked.leave(ticket)
+            if not tracked.serialising:
+                self._try_read = self._lane_read
+                self._try_write = self._lane_write
+        else:
+            tracked.leave(ticket)
         if scope is not None:
             scope.__exit__(None, None, None)
         self.in_flight -= 1
@@ -472,34 +476,38 @@ class NodeIO:
         What is under way is in flight and tracked as any request. No scope for drains inside it is needed: nothing of
         its own runs until it has ended.
         """
-        if offset < 0 or offset + nbytes > self._sized.length or (offset | nbytes) & self._mask:
-            return None
-        if self.tracked.serialising:
+        end = offset + nbytes
+        tracked = self.tracked
+        if offset < 0 or end > self._sized.length or (offset | nbytes) & self._mask or tracked.serialising:
             return None
         flight = self._start_read(offset, bufs, nbytes)
         if flight is not None:
             self.in_flight += 1
-            flight.legs.append(partial(self._landed, self.tracked.enter(offset, offset + nbytes)))
+            flight.legs.append(partial(self._landed, tracked.enter(offset, end)))
         return flight
 
     def start_pwritev(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> Flight | None:
         """Begin to write *bufs* within the disk, or answer None having written nothing."""
-        if offset < 0 or offset + nbytes > self._sized.length or (offset | nbytes) & self._mask:
-            return None
-        if self.tracked.serialising:
+        end = offset + nbytes
+        tracked = self.tracked
+        if offset < 0 or end > self._sized.length or (offset | nbytes) & self._mask or tracked.serialising:
             return None
         flight = self._start_write(offset, bufs, nbytes)
         if flight is not None:
             self.in_flight += 1
-            ticket = self.tracked.enter(offset, offset + nbytes)
-            flight.legs.append(partial(self._landed_write, ticket, offset, nbytes))
+            flight.legs.append(partial(self._landed_write, tracked.enter(offset, end), end, nbytes))
         return flight
 
     def _landed(self, ticket: int, ok: bool) -> None:
         self._leave(ticket, None)
 
-    def _landed_write(self, ticket: int, offset: int, nbytes: int, ok: bool) -> None:
-        self.written(offset, nbytes, ok=ok)
+    def _landed_write(self, ticket: int, end: int, nbytes: int, ok: bool) -> None:
+        if ok and not self.marks and end <= self._sized.length:  # what ``written`` does, without the call
+            self.write_gen += 1
+            if end > self.wr_highest_offset:  # noqa: PLR1730  # as there
+                self.wr_highest_offset = end
+        else:
+            self.written(end - nbytes, nbytes, ok=ok)
         self._leave(ticket, None)
 
     def _try_write_marking(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool:

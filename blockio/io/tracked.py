@@ -48,9 +48,8 @@ class TrackedRequests:
     def leave(self, ticket: int) -> None:
         """The request is over, however it ended: let those go on who waited for it."""
         del self.requests[ticket]
-        if self.serialising:
+        if self.serialising or self._waiters:
             self.serialising.pop(ticket, None)
-        if self._waiters:
             for waiter in self._waiters.pop(ticket, ()):
                 if not waiter.done():
                     waiter.set_result(None)

@@ -56,7 +56,7 @@ async def test_registered_memory_is_read_and_written_as_such(path: Path, monkeyp
     submit = Uring._submit
 
     def noted(self: Uring, op: uring._Op) -> None:
-        sent.append(op.opcode)
+        sent.append(op.entry[0])
         submit(self, op)
 
     monkeypatch.setattr(Uring, "_submit", noted)

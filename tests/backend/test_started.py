@@ -15,6 +15,7 @@ import pytest
 from blockio.aio.context import AioContext
 from blockio.aio.uring import Uring
 from blockio.backend import BlockBackend
+from blockio.backend.accounting import REQUEST_COST, STARTED_LOOK, STARTED_RUN
 from blockio.errors import BlockError
 from blockio.types import OpenFlags
 from tests.support.qemu import pattern, qemu_img
@@ -269,3 +270,43 @@ async def test_memory_that_does_not_fit_takes_the_slow_lane(blk: BlockBackend) -
     parts = [memory[:BLOCK], memory[BLOCK:]]
     await blk.co_preadv(BLOCK, parts)
     assert memory == bytes(BLOCK) + pattern(SIZE)[2 * BLOCK : 3 * BLOCK]
+
+
+@pytest.mark.parametrize("write", [False, True], ids=["read", "write"])
+async def test_a_lane_that_always_declines_is_asked_seldom(blk: BlockBackend, write: bool) -> None:
+    request, counters = (blk.co_pwritev, blk.stats.write) if write else (blk.co_preadv, blk.stats.read)
+    memory = memory_of(blk, pattern(BLOCK))
+    asked = served = 0
+    of_use = False
+
+    def lane(offset: int, iov: object) -> bool:
+        nonlocal asked, served
+        asked += 1
+        if of_use:
+            served += 1
+            counters.operations += 1
+            counters.weight += BLOCK + REQUEST_COST
+        return of_use
+
+    async def send(count: int) -> int:
+        nonlocal asked
+        asked = 0
+        for _ in range(count):
+            await request(0, memory)
+        return asked
+
+    if write:
+        blk._fast_write = blk._first_write = lane
+    else:
+        blk._fast_read = blk._first_read = lane
+    await send(2 * STARTED_RUN)
+    assert await send(2 * STARTED_LOOK) == 2 * STARTED_RUN, "for a while, now and then"
+    of_use = True
+    await send(STARTED_LOOK)
+    assert served, "found out"
+    assert await send(STARTED_LOOK) == STARTED_LOOK, "and asked each time from then on"
+    before = counters.operations
+    of_use = False
+    await send(3 * STARTED_RUN)
+    assert await send(STARTED_RUN) == 0
+    assert counters.operations - before == 4 * STARTED_RUN

@@ -171,7 +171,8 @@ class Lanes:
         inside = offset & self._mask
         if inside + nbytes > self._cluster and not self._neighbours(found.table, index, entry, inside + nbytes):
             return 0
-        if image.guard.hit(host + inside, nbytes) is not None:
+        guard = image.guard
+        if not guard.clear(host, host + inside + nbytes) and guard.hit(host + inside, nbytes) is not None:
             return 0
         found.hot = True
         return host + inside

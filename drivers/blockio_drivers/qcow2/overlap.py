@@ -97,8 +97,11 @@ class OverlapGuard:
         """What the guard was told of snapshots changed."""
         self._seen = None
 
-    def _clear(self, start: int, end: int) -> bool:
-        """The common answer, quickly: behind all tables of fixed place, and no cluster of metadata in between."""
+    def clear(self, start: int, end: int) -> bool:
+        """The common answer, quickly: behind all tables of fixed place, and no cluster of metadata in between.
+
+        False says nothing: ``hit`` knows. *start* is at a cluster's boundary.
+        """
         header = self._image.header
         if header is not self._seen:
             self._seen = header
@@ -137,7 +140,7 @@ class OverlapGuard:
         mask = self._mask
         end = (offset + nbytes + mask) & ~mask
         start = offset & ~mask
-        if self._clear(start, end):
+        if self.clear(start, end):
             return None
         header = self._image.header
 
