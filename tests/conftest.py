@@ -56,7 +56,7 @@ _BLOCKING_IS_FINE: Final = (
     ("cli/output.py", {"_write"}),
     # Where a new image goes is looked up before there is an engine for it; it gets its name, or is removed, at the end.
     ("blockio/img/creating.py", {"_is_device"}),
-    ("blockio/img/converting.py", {"_choose_name", "__aexit__", "_settle"}),
+    ("blockio/img/placing.py", {"_choose_name", "_follow", "__aexit__", "_settle", "_rename"}),
     # A pipe takes what it has room for at this moment; the file that keeps what comes out of one is made in place.
     ("blockio/img/piping.py", {"_some", "spooled"}),
     # ``-s`` makes and unlinks one temporary file while it opens its image.

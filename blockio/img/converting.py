@@ -1,24 +1,22 @@
 """``convert``: the content of one disk, or of several in a row, as another image.
 
-A target that is a new file is written under a name of its own beside the final one (``.NAME.XXXXXXXX.part``) and gets
-its name when it is whole: who sees the name sees all of it. What is there already is written in place, as it may be a
-device or have links to it; when that fails half-way, a regular file is removed.
+Where that is written, and what is left when it does not end well, is ``placing``'s; what goes on after an
+interruption, ``resuming``'s.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from blockio.driver.registry import find_protocol
-from blockio.errors import BlockError, OptionError, OutOfRange, UnsupportedFeature
+from blockio.errors import OptionError, OutOfRange, UnsupportedFeature
 from blockio.img.copying import Copier, Source
 from blockio.img.creating import CreatePlan, option_pairs, plan_create
 from blockio.img.opening import Image, ImageLike, Pipe, opened, sectors_up
+from blockio.img.placing import Place
 from blockio.img.progress import Meter
 from blockio.img.results import ConvertResult, DigestResult, Observer
 from blockio.img.snapshots import load_snapshot
@@ -28,9 +26,10 @@ if TYPE_CHECKING:
     from blockio.backend import BlockBackend
     from blockio.driver.gate import OpenGate
     from blockio.img.limiting import RateLimit
+    from blockio.img.resuming import Checkpoints, ResumablePlace
     from blockio.types import Limits
 
-__all__ = ["MAX_SPARSE", "MAX_WORKERS", "Place", "convert"]
+__all__ = ["MAX_SPARSE", "MAX_WORKERS", "convert"]
 
 MAX_WORKERS: Final = 16
 MAX_SPARSE: Final = 16 << 20
@@ -58,6 +57,7 @@ async def convert(
     skip_broken_bitmaps: bool = False,
     snapshot: str | None = None,
     digest: str | None = None,
+    resume: bool = False,
     limit: RateLimit | None = None,
     gate: OpenGate | None = None,
     trust: Limits | None = None,
@@ -81,12 +81,19 @@ async def convert(
     the target afterwards, as far as the sources reach. All must be read for it: OptionError with a backing file,
     *copy_offload* or into a pipe.
 
+    *resume*: what an interrupted or failed conversion has got done stays, and the next call with the same arguments
+    goes on from there, after a crash of the machine as well; see ``resuming``. The target must be a new regular file,
+    the sources regular files (OptionError, UnsupportedFeature). Where they have changed since, it starts from nothing,
+    and *on_warning* is told why; where the arguments are others it refuses (OptionError); ImageLocked while the same
+    conversion runs elsewhere. The target is cached ``writeback`` then, and stable when this returns. With *digest* what
+    is there already is read once more.
+
     A ``Pipe`` may be in the place of a source, and of a new raw or qcow2 target: that is written in order, and zeroes
     are left out as far as the source's map knows them. Broken or cancelled, the other end has got a part of it.
 
     Raises BlockError; ``error while reading at byte N: …`` or ``writing`` for I/O on the way; UnsupportedFeature for
-    *compress* and *bitmaps* where one side knows none. A failed or cancelled conversion leaves no
-    half-written file behind.
+    *compress* and *bitmaps* where one side knows none. A failed or cancelled conversion leaves no half-written file
+    behind, but with *resume*, and never one under the target's name.
     """
     inputs = [sources] if isinstance(sources, (str, Image, Pipe)) else list(sources)
     if not inputs:
@@ -101,7 +108,12 @@ async def convert(
     elif isinstance(target, Image):
         output = target
     else:
-        output = Image(filename=target, format=format, cache="unsafe", gate=gate, trust=trust)
+        cache = "writeback" if resume else "unsafe"
+        output = Image(filename=target, format=format, cache=cache, gate=gate, trust=trust)
+    if resume:
+        from blockio.img import resuming  # noqa: PLC0415  # few conversions can be resumed
+
+        resuming.refuse_unresumable(inputs, target, create=create, cache=output.cache)
     # The place is left last: whatever fails or is cancelled before, closing included, is a failed conversion.
     async with AsyncExitStack() as outer, AsyncExitStack() as stack:
         disks: list[Source] = []
@@ -135,7 +147,7 @@ async def convert(
                 raise UnsupportedFeature(f"Format driver '{format}' does not support bitmaps")
         ordered = None
         if digest is not None:
-            from blockio.img.digesting import OrderedChecksum  # noqa: PLC0415  # few conversions make one
+            from blockio.img.digesting import OrderedChecksum, hash_disk  # noqa: PLC0415  # few conversions make one
 
             if copy_offload or backing_file is not None or isinstance(target, Pipe):
                 raise OptionError("A digest needs all data: it goes with no copy offloading, backing file or pipe")
@@ -159,8 +171,33 @@ async def convert(
             )
             meter.finish()
             return ConvertResult(output.name, format, start, streamer.copied, streamer.zeroed, streamer.salvaged)
-        place = Place(output, plan, trust)
+        place: Place
+        resumable: ResumablePlace | None = None
+        if resume:
+            assert plan is not None
+            place = resumable = await resuming.resumable_place(
+                inputs,
+                disks,
+                output,
+                plan,
+                trust,
+                on_warning,
+                format=format,
+                sparse=sparse,
+                compress=compress,
+                level=compression_level,
+                salvage=salvage,
+                bitmaps=bitmaps,
+                snapshot=snapshot,
+            )
+        else:
+            place = Place(output, plan, trust)
         await outer.enter_async_context(place)
+        if resumable is not None and resumable.finished:
+            from blockio.img.digesting import digest as digest_of  # noqa: PLC0415  # as above
+
+            summed = None if digest is None else await digest_of(place.image, digest, limit=limit)
+            return ConvertResult(output.name, format, start, 0, 0, digest=summed, resumed=start)
         written = place.image if plan is None else msgspec.structs.replace(place.image, format=format)
         if compress and compression_level is not None:
             options_of_it = {**(written.options or {}), "compression-level": compression_level}
@@ -175,30 +212,45 @@ async def convert(
         if bitmaps and not node.supports_persistent_dirty_bitmap:
             raise UnsupportedFeature(f"Format driver '{node.driver_class.name}' does not support bitmaps")
         meter = Meter(observer, start)
+        since, again = 0, False
+        checkpoints: Checkpoints | None = None
+        if resumable is not None:
+            checkpoints = await resumable.begin(blk)
+            since, again = resumable.done, resumable.resumed
+        if since:
+            meter.resume(since)
+            if ordered is not None:
+                await hash_disk(blk, since, ordered, Meter(None, since), limit)
+                ordered.recount()
+        # Another time salvaging may find other sectors bad: what it had then must not show through their zeroes.
+        reads_zero = plan is not None and bool(sparse) and not (again and salvage) and _reads_zero(blk, backing_file)
         copier = Copier(
-            disks,
-            blk,
+            resuming.remaining(disks, since) if since else disks,
+            resuming.Rewriting(blk) if compress and again else blk,
             meter,
             workers=workers,
             in_order=in_order,
             sparse=sparse,
             cluster_size=(await blk.co_get_info()).cluster_size,
-            zero_init=target_is_zero or (plan is not None and bool(sparse) and _reads_zero(blk, backing_file)),
+            zero_init=target_is_zero or reads_zero,
             backing_length=None if backing_file is None else _backing_length(blk),
             copy_offload=copy_offload,
             salvage=salvage,
             compress=compress,
             limit=limit,
             checksum=ordered,
+            landed=None if checkpoints is None else checkpoints.landed,
             on_warning=on_warning,
         )
-        await copier.run()
+        await (copier.run() if checkpoints is None else checkpoints.during(copier.run()))
         if compress:
             await blk.co_pwrite_compressed(0, b"")
         if bitmaps:
             from blockio.img.bitmapping import copy_bitmaps  # noqa: PLC0415  # as above
 
             await copy_bitmaps(disks[0].node, node, on_warning=on_warning)
+        if resumable is not None:
+            await blk.co_flush()
     meter.finish()
     return ConvertResult(
         output.name,
@@ -208,6 +260,7 @@ async def convert(
         copier.zeroed,
         copier.salvaged,
         None if digest is None or ordered is None else DigestResult(output.name, digest, ordered.hexdigest(), start),
+        since,
     )
 
 
@@ -273,103 +326,3 @@ def _backing_length(blk: BlockBackend) -> int:
     assert node is not None
     edge = node.backing
     return -1 if edge is None else sectors_up(edge.node.length)
-
-
-class Place:
-    """Where the target is written, and what becomes of it.
-
-    Entered: a new target has been created, under ``image``'s name. Left by an error: what was begun is removed.
-    Left without one, after everything was closed: it gets its final name.
-    """
-
-    def __init__(
-        self, output: Image, plan: CreatePlan | None, trust: Limits | None, failing: str = "error while converting {}"
-    ) -> None:
-        self.image = output
-        self._failing = failing
-        self._output = output
-        self._plan = plan
-        self._trust = trust
-        self._path: str | None = None
-        """The target as it is named, where it is a path."""
-        self._final: str | None = None
-        """Where a regular file is in the end; None for everything else."""
-        self._beside: str | None = None
-        """Where it is meanwhile, if elsewhere."""
-        self._ours = False
-        """The regular file there is what we have made of it."""
-
-    async def __aenter__(self) -> Place:
-        plan = self._plan
-        if plan is None:
-            return self
-        self._choose_name(plan)
-        try:
-            await plan.write(trust=self._trust, onto=self._beside)
-        except BlockError as error:
-            what = f"{self._output.name}: {self._failing.format(plan.driver.name)}: "
-            raise self._by_final_name(error).prefixed(what) from error
-        self._ours = self._final is not None
-        # What encrypts the new image opens it, too.
-        secrets = {name: value for name, value in plan.values.items() if name.endswith("key-secret")}
-        if secrets:
-            self.image = msgspec.structs.replace(self.image, options={**(self.image.options or {}), **secrets})
-        return self
-
-    def _choose_name(self, plan: CreatePlan) -> None:
-        self._path = path = _plain_path(plan)
-        if path is None:
-            return
-        # Only a link is followed: what the image refers to is found from its folder as it is named.
-        final = os.path.realpath(path) if os.path.islink(path) else path
-        if not os.path.lexists(final):
-            self._final, self._beside = final, _temporary_name(final)
-            self.image = msgspec.structs.replace(self._output, filename=self._beside, label=self._output.name)
-        elif os.path.isfile(final):
-            self._final = final
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _traceback: object
-    ) -> None:
-        if kind is None:
-            self._settle()
-            return
-        leftover = self._beside or self._final
-        if leftover is not None and self._ours:
-            with suppress(OSError):
-                os.unlink(leftover)
-        if self._beside is not None and isinstance(error, BlockError) and self._beside in error.message:
-            raise self._by_final_name(error) from error
-
-    def _settle(self) -> None:
-        """The target is whole and closed: let it be seen under its name."""
-        if self._beside is None or self._final is None:
-            return
-        try:
-            os.rename(self._beside, self._final)
-        except OSError as error:
-            with suppress(OSError):
-                os.unlink(self._beside)
-            raise BlockError(f"Could not create '{self._path}': {error.strerror}", error.errno) from error
-
-    def _by_final_name(self, error: BlockError) -> BlockError:
-        """*error* as if the file had had its final name all the time."""
-        if self._beside is None or self._path is None:
-            return error
-        message = error.message.replace(self._beside, self._path)
-        return type(error)(message, error.errno, hint=error.hint.replace(self._beside, self._path))
-
-
-def _plain_path(plan: CreatePlan) -> str | None:
-    """The path of a target that is a plain file, or None."""
-    if find_protocol(plan.filename).name != "file":
-        return None
-    path = plan.protocol.parse_filename(plan.filename).get("filename")
-    return path if isinstance(path, str) else None
-
-
-def _temporary_name(final: str) -> str:
-    folder, name = os.path.split(final)
-    # Short enough for every file system; random, so that two conversions to one name do not meet.
-    short = os.fsdecode(os.fsencode(name)[:200])
-    return os.path.join(folder, f".{short}.{os.urandom(4).hex()}.part")

@@ -113,6 +113,8 @@ class Copier:
     ``checksum`` is told of every piece in the order of the disk, whatever order they are written in: a worker keeps its
     buffer until its piece was hashed, while others read and write. What is left out is not known to it.
 
+    ``landed`` is called with the number of each piece that is written, where it ends, and how much data was in it.
+
     Invariant: workers write disjoint ranges; pieces are numbered in the order of their offsets.
     """
 
@@ -133,6 +135,7 @@ class Copier:
         compress: bool = False,
         limit: RateLimit | None = None,
         checksum: OrderedChecksum | None = None,
+        landed: Callable[[int, int, int], object] | None = None,
         on_warning: Callable[[str], object] | None = None,
     ) -> None:
         self._sources = sources
@@ -151,6 +154,7 @@ class Copier:
         self._salvage = salvage
         self._limit = limit
         self._checksum = checksum
+        self._landed = landed
         self._on_warning = on_warning
         self._queue: asyncio.Queue[Piece | None] = asyncio.Queue(_QUEUE)
         self._taken = 0
@@ -276,6 +280,8 @@ class Copier:
                     await self._write_zeroes(piece.offset, piece.nbytes)
                 if self._checksum is not None:
                     await self._checksum.zeroes(number, piece.nbytes)
+                if self._landed is not None:
+                    self._landed(number, piece.offset + piece.nbytes, 0)
                 continue
             if not await self._copied_inside(number, piece):
                 view = buffer[: piece.nbytes]
@@ -289,6 +295,8 @@ class Copier:
                     await self._checksum.update(number, view)
             self.copied += piece.nbytes
             self._meter.advance(piece.nbytes)
+            if self._landed is not None:
+                self._landed(number, piece.offset + piece.nbytes, piece.nbytes)
 
     async def _copied_inside(self, number: int, piece: Piece) -> bool:
         """Whether the storage copied *piece* by itself. Once it cannot, it is not asked again."""

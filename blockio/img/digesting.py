@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from blockio.img.limiting import RateLimit
     from blockio.img.results import Observer
 
-__all__ = ["OrderedChecksum", "digest"]
+__all__ = ["OrderedChecksum", "digest", "hash_disk"]
 
 CHUNK: Final = 2 << 20
 """How much is read and hashed at a time."""
@@ -82,6 +82,10 @@ class OrderedChecksum:
             nbytes -= part
         self._turns.pass_on(number)
 
+    def recount(self) -> None:
+        """The next piece is number 0 again. When all calls have returned."""
+        self._turns = Turns()
+
     def hexdigest(self) -> str:
         """The digest of all pieces. Call it once, when all calls have returned."""
         return self._checksum.hexdigest()
@@ -102,16 +106,23 @@ async def digest(
             size = sectors_up(blk.getlength())
             meter = Meter(observer, size, otherwise=Side.WORK)
             meter.start()
-            async with aclosing(_pieces(blk, size)) as pieces:
-                reader = _Reader(blk, pieces, ordered, meter, limit)
-                try:
-                    async with asyncio.TaskGroup() as group:
-                        for _ in range(_WORKERS):
-                            group.create_task(reader.work())
-                except BaseExceptionGroup as errors:
-                    raise errors.exceptions[0] from None
+            await hash_disk(blk, size, ordered, meter, limit)
             meter.finish()
         return DigestResult(image.name, algorithm, ordered.hexdigest(), size)
+
+
+async def hash_disk(
+    blk: BlockBackend, size: int, ordered: OrderedChecksum, meter: Meter, limit: RateLimit | None = None
+) -> None:
+    """Let *ordered* know the first *size* bytes of *blk*, which no piece has come before. See ``digest``."""
+    async with aclosing(_pieces(blk, size)) as pieces:
+        reader = _Reader(blk, pieces, ordered, meter, limit)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(_WORKERS):
+                    group.create_task(reader.work())
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
 
 
 class _Piece(NamedTuple):
@@ -124,7 +135,7 @@ async def _pieces(blk: BlockBackend, size: int) -> AsyncGenerator[_Piece, None]:
     """The disk from its beginning to its end: zeroes at any length, all else in chunks, short zeroes among it."""
     node = blk.bs
     assert node is not None
-    exact = blk.getlength()
+    exact = min(blk.getlength(), size)
     at = begin = 0
     while at < size:
         if at < exact:

@@ -11,10 +11,10 @@ import msgspec
 
 from blockio.aio.threads import in_worker
 from blockio.errors import BlockError, OptionError
-from blockio.img.converting import Place
 from blockio.img.copying import Copier, Source
 from blockio.img.creating import option_pairs, plan_create
 from blockio.img.opening import Image, ImageLike, image_of, opened, sectors_up
+from blockio.img.placing import Place
 from blockio.img.progress import Meter
 from blockio.img.results import ConvertResult, Observer
 from blockio.types import OpenFlags

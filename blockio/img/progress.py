@@ -40,7 +40,7 @@ class Meter:
     Invariant: ``done`` never shrinks and never exceeds ``total``.
     """
 
-    __slots__ = ("_clock", "_observer", "_started", "_waits", "done", "total")
+    __slots__ = ("_before", "_clock", "_observer", "_started", "_waits", "done", "total")
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Meter:
         self._clock = clock
         self._waits = None if observer is None or isinstance(observer, Counting) else _Waits(clock, busy, otherwise)
         self._started = clock()
-        self.done = 0
+        self._before = self.done = 0
         self.total = total
 
     def timed(self, side: Side, function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
@@ -80,6 +80,11 @@ class Meter:
         """Tell that nothing is done yet."""
         self._tell()
 
+    def resume(self, done: int) -> None:
+        """*done* bytes had been done before, which tells nothing about the rate."""
+        self._before = self.done = done
+        self._tell()
+
     def finish(self) -> None:
         """Everything is done."""
         self.done = self.total
@@ -89,7 +94,7 @@ class Meter:
         if self._observer is None:
             return
         elapsed = self._clock() - self._started
-        rate = self.done / elapsed if elapsed > 0 else 0.0
+        rate = (self.done - self._before) / elapsed if elapsed > 0 else 0.0
         remaining = (self.total - self.done) / rate if rate > 0 else None
         side = None if self._waits is None else self._waits.altogether() if last else self._waits.lately()
         self._observer(Progress(self.done, self.total, rate, remaining, side))

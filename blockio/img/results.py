@@ -182,6 +182,8 @@ class ConvertResult(msgspec.Struct, frozen=True):
     """Bytes that could not be read and were made zero (``salvage``)."""
     digest: DigestResult | None = None
     """The checksum of what was written, where one was asked for."""
+    resumed: int = 0
+    """Bytes of the disk that an interrupted run had done before (``resume``); the other counts are this run's."""
 
 
 class DigestResult(msgspec.Struct, frozen=True):

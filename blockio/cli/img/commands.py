@@ -228,6 +228,7 @@ COMMANDS: Final[dict[str, Command]] = {
                 own=True,
                 optional=True,
             ),
+            Option("resume", ("--resume",), "", "go on where the same command was interrupted", own=True),
         ),
         "[--object objectdef] [--image-opts] [--target-image-opts] [--target-is-zero] "
         "[--bitmaps [--skip-broken-bitmaps]] [-U] [-C] [-c] [-p] [-q] [-n] [-f fmt] [-t cache] [-T src_cache] "

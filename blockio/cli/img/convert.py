@@ -48,6 +48,7 @@ _SWITCHES = {
     "bitmaps",
     "skip-broken-bitmaps",
     "salvage",
+    "resume",
 }
 
 
@@ -231,6 +232,7 @@ async def _convert(plan: _Plan, target: Image | Pipe, output: Output, watch: Wat
         skip_broken_bitmaps="skip-broken-bitmaps" in given,
         snapshot=given.get("snapshot"),
         digest=given.get("digest"),
+        resume="resume" in given,
         limit=RateLimit(rate) if rate else None,
         observer=watch.listener,
         on_warning=output.warn,
@@ -243,7 +245,7 @@ def _target(plan: _Plan, output: Output) -> Image | Pipe:
         return pipe
     choice = ImageChoice(output)
     choice.image_opts = "target-image-opts" in given
-    choice.cache = given.get("cache", "unsafe")
+    choice.cache = given.get("cache", "writeback" if "resume" in given else "unsafe")
     try:
         cache_flags(choice.cache, OpenFlags())
     except OptionError as error:
