@@ -195,7 +195,7 @@ class Copier:
 
     async def _whole_clusters(self) -> AsyncIterator[Piece]:
         """As ``_pieces``, cut at clusters of the target; one that is not all of a kind, or of one source, is data."""
-        at, total = 0, self._sources[-1].start + self._sources[-1].size
+        at, total = self._sources[0].start, self._sources[-1].start + self._sources[-1].size
         cluster = self._cluster
         for source in self._sources:
             end = source.start + source.size

@@ -118,10 +118,17 @@ PROSE: Final[dict[str, Prose]] = {
             "`--digest` prints, as its last line, what `blockio img digest` says of the new image: a checksum of all "
             "that was read, made in the same pass, in the order of the disk whatever order the writes are in. It goes "
             "with neither `-B` nor `-C`, which leave data unread, nor into a pipe.",
+            "With `--resume` what is done stays when the command fails or is ended, by SIGKILL or a crash of the "
+            "machine as well, and the same command goes on from there. It is in `.NAME.XXXXXXXX.part` beside the "
+            "target, and `.NAME.XXXXXXXX.journal` says how far it is on stable storage; both are gone when the target "
+            "has its name. Where the sources have changed meanwhile it warns and starts from nothing; with other "
+            "options it refuses and names the files to remove. The target must be a new file, the sources regular "
+            "files. With `--digest` what is there already is read once more.",
         ),
         (
             "img convert --digest -O raw disk.qcow2 disk.raw",
             "img convert -c -O qcow2 disk.raw small.qcow2",
+            "img convert --resume -O qcow2 disk.raw copy.qcow2",
         ),
         'await img.convert("disk.qcow2", "disk.raw", "raw")',
     ),
