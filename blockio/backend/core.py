@@ -17,7 +17,7 @@ from blockio.aio.context import AioContext
 from blockio.backend.accounting import Accounting, Counters
 from blockio.backend.lanes import Departure, Lane, Lanes, fast_lane, start_lane
 from blockio.backend.memory import readable_vector, writable_vector
-from blockio.backend.parking import Moved, Parking, Place
+from blockio.backend.parking import Moved, Parking, Place, holds
 from blockio.errors import NoMedium
 from blockio.graph.drain import RequestScope
 from blockio.types import Perm
@@ -291,11 +291,18 @@ class BackendCore:
     async def _unpark(self, place: Place) -> None:
         """Wait at *place*; afterwards the request is in flight again, even if cancelled.
 
+        RuntimeError, with the place given up, where the section it waits for is its own task's.
         But not if the backend went to another loop meanwhile: then this raises Moved, and the request, which keeps its
         place, has to go on there. Cancelled then, it is nowhere any more.
         """
         parking = self._parking
         try:
+            if holds(self):
+                parking.give_up(place)
+                raise RuntimeError(
+                    f"a request of {self._describe()} awaited inside the task's own drained section would never end; "
+                    "await it when the section is over, or make it in a task of its own"
+                )
             await parking.wait(place)
         except asyncio.CancelledError as error:
             if parking.left:

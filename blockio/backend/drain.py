@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from blockio.aio.context import finish
 from blockio.backend.core import BackendCore
 from blockio.backend.names import all_backends
+from blockio.backend.parking import holding
 from blockio.graph.drain import (
     current_requests,
     drain_all_begin,
@@ -46,13 +47,14 @@ class Drain(BackendCore):
         The section stays with the nodes it began on: the root may be removed, replaced or resized inside. RuntimeError
         inside a request of the same nodes, which would wait for itself. Cancelled while it waits, everything goes on.
 
-        Requests made meanwhile are parked until the section ends. Never await one inside it: it would wait for you
-        for ever, unless ``set_disable_request_queuing`` lets requests run while drained.
+        Requests made meanwhile are parked until the section ends. One that this task awaits inside it raises
+        RuntimeError, for it would wait for you, unless ``set_disable_request_queuing`` lets requests run while drained.
         """
         self._refuse_inside_request()
         node = await self._context.run(self._drained_begin())
         try:
-            yield
+            with holding(self):
+                yield
         finally:
             # Whoever leaves a section must not leave the backend parked behind it, cancelled or not.
             if self.in_own_loop():
@@ -132,7 +134,8 @@ async def drained_all() -> AsyncIterator[None]:
     try:
         for blk in all_backends():  # those without a root are known to no node
             await blk.context.run(blk._wait_idle())
-        yield
+        with holding(None):
+            yield
     finally:
         drain_all_end()
 

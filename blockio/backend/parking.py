@@ -3,12 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-from typing import NewType
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NewType
+from weakref import WeakKeyDictionary
 
-__all__ = ["Moved", "Parking", "Place"]
+__all__ = ["Moved", "Parking", "Place", "holding", "holds"]
 
 Place = NewType("Place", int)
 """A place in the line: who took it earlier goes on earlier."""
+
+
+_held: WeakKeyDictionary[asyncio.Task[Any], list[object]] = WeakKeyDictionary()
+
+
+@contextmanager
+def holding(what: object) -> Iterator[None]:
+    """The current task is in a drained section of *what*, a backend, or of everything (None)."""
+    task = asyncio.current_task()
+    if task is None:
+        yield
+        return
+    sections = _held.setdefault(task, [])
+    sections.append(what)
+    try:
+        yield
+    finally:
+        sections.remove(what)
+
+
+def holds(blk: object) -> bool:
+    """Whether the current task is in a drained section that *blk* is in: it would wait there for itself."""
+    sections = _held.get(task) if (task := asyncio.current_task()) is not None else None
+    return bool(sections) and any(what is blk or what is None for what in sections or ())
 
 
 class Moved(Exception):

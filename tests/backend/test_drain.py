@@ -55,6 +55,31 @@ async def test_parks_and_resumes_in_order(blk: BlockBackend, disk: MemoryDisk) -
     assert [offset // 512 for _, offset, _ in disk.log] == list(range(20))
 
 
+@pytest.mark.parametrize("everything", [False, True])
+async def test_a_request_awaited_inside_the_tasks_own_section_is_refused(
+    blk: BlockBackend, disk: MemoryDisk, everything: bool
+) -> None:
+    async with drained_all() if everything else blk.drained():
+        later = asyncio.create_task(blk.co_pwritev(0, b"later"))
+        started = blk.aio_pwritev(512, b"after")
+        with pytest.raises(RuntimeError, match="own drained section would never end"):
+            await blk.co_preadv(0, bytearray(1))
+        with pytest.raises(RuntimeError, match="own drained section"):
+            await blk.co_flush()
+        async with blk.drained():
+            with pytest.raises(RuntimeError, match="own drained section"):
+                await blk.co_pdiscard(0, 512)
+        assert blk.in_flight == 0
+        blk.set_disable_request_queuing(True)
+        await blk.co_preadv(0, bytearray(1))
+        blk.set_disable_request_queuing(False)
+    await later
+    await started
+    assert disk.data[:5] + disk.data[512:517] == b"laterafter"
+    assert blk.in_flight == 0
+    await blk.co_preadv(0, bytearray(1))
+
+
 async def test_newcomers_queue_behind_the_parked(blk: BlockBackend, disk: MemoryDisk) -> None:
     """Between the end of the section and the first parked request's turn nobody slips in, in either lane."""
     disk.fast = True
