@@ -24,6 +24,14 @@ foo
 -z
 -T
 -T foo info a.raw
+-T 'foo*,file=trace.log' map a.raw
+-T file=sub/nope/trace.log map a.raw
+-T enable=foo,events=text.raw info nope
+-T events=nope map a.raw
+-T foo,enable=bar,,baz map a.raw
+-T foo,bar map a.raw
+--trace foo=1 map a.raw
+--trace= map a.raw
 ''
 create
 info

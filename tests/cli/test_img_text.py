@@ -221,7 +221,8 @@ def test_by_the_name_of_the_other_tool_there_is_nothing_of_our_own(folder: Path)
                     1,
                     f"qemu-img: unrecognized option '{option.names[-1]}'",
                 )
-                assert option.names[-1] not in shown
+                described = shown.partition(f"\nOptions of {name} ")[2].partition("\n\n")[0]
+                assert option.names[-1] not in command.synopsis(own=False) + described
     assert "{own}" not in shown
 
 

@@ -7,57 +7,22 @@ image must be clean and hold the same. Ours runs in this process, so a case cost
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from blockio.cli.io import main
 from tests.support.full_disk import small_file_system
-from tests.support.qemu import assert_clean, qemu_img, qemu_io, without_timing
+from tests.support.iotool import Both, Case, Outcome, call, copy_images, each, make_images, on, outcome, theirs
+from tests.support.qemu import assert_clean, qemu_img
 
 pytestmark = pytest.mark.peer("qemu-img", "qemu-io")
 
 
-class Case(NamedTuple):
-    """One call of the tool."""
-
-    words: tuple[str, ...]
-    id: str
-
-
-class Outcome(NamedTuple):
-    """All that a user can see of a call."""
-
-    status: int
-    out: str
-    err: str
-    files: dict[str, str]
-
-
-def on(image: str, *commands: str, options: str = "") -> Case:
-    """The *commands* on *image*, whose format its name tells, with more *options*."""
-    words = ["-f", image.partition(".")[2], *options.split()]
-    for command in commands:
-        words += ["-c", command]
-    return Case((*words, image), f"{image} {options} {' | '.join(commands)}"[:90])
-
-
-def call(*words: str) -> Case:
-    """A call with just these *words*."""
-    return Case(words, " ".join(words)[:90] or "nothing")
-
-
-def each(image: str, *commands: str, options: str = "") -> list[Case]:
-    """A case for each of *commands*."""
-    return [on(image, command, options=options) for command in commands]
-
+STOPPED = ("-f", "qcow2", "blkdebug::disk.qcow2")
 
 READING = [
     *each(
@@ -459,81 +424,87 @@ CALLING = [
     call("-f", "qcow2", "torn.qcow2", "-c", "length"),
 ]
 
+STOPPING = [
+    *each(
+        "disk.raw", "break write_aio A", "break x", "remove_break A", "remove_break", "resume A", "resume", "wait_break"
+    ),
+    on("disk.qcow2", "break", "break write_aio", "resume A B", "remove_break A", "abort 1", "sigraise", "sigraise 999"),
+    *each("disk.raw", "abort 1", "sigraise x", "sigraise 0"),
+    call(
+        *STOPPED,
+        "-c",
+        "break write_aio A",
+        "-c",
+        "aio_write 0 512",
+        "-c",
+        "wait_break A",
+        "-c",
+        "resume A",
+        "-c",
+        "aio_flush",
+    ),
+    call(*STOPPED, "-c", "break write_aio A", "-c", "remove_break A", "-c", "write 0 512", "-c", "remove_break A"),
+    call(*STOPPED, "-c", "break no_such_event A"),
+    call(*STOPPED, "-c", "resume A"),
+    call(*STOPPED, "-c", "remove_break A"),
+]
+
+# What each letter does is above; here each command has all of its letters where it fails, or where it had none yet.
+LETTERS = [
+    *each(
+        "disk.raw",
+        "aio_read -Cqv x 512",
+        "aio_write -Cfq x 512",
+        "aio_write -P 300 -i 0 1",
+        "discard -Cq x 512",
+        "flush 1",
+        "info",
+        "info x",
+    ),
+    *each("disk.raw", "read -bCqv 0 x", "readv -Cqv 0 x", "write -Cq 0 x", "writev -Cfq 0 x", "close x"),
+    *each("disk.qcow2", "write -b 0 512", "reopen -o lazy-refcounts=on", "reopen -r"),
+    on("disk.qcow2", "write -bC 0 64k", "read -bqP 0xcd 0 64k"),
+    call("-c", "open -rsCnkU -t none -d unmap -o driver=raw missing"),
+    call("-c", "open -nk -t none -d unmap -o driver=raw disk.raw", "-c", "length"),
+    call(*STOPPED, "-c", "break write_aio A", "-c", "remove_break A", "-c", "write 0 512"),
+]
+
+CASES = READING + WRITING + QUEUED + IMAGE + CALLING + STOPPING + LETTERS
+
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with every image that the cases work on."""
     folder = tmp_path_factory.mktemp("images")
-    (folder / "folder").mkdir()
-    (folder / "nothing").touch()
-    (folder / "pattern").write_bytes(b"abc\n")
-    (folder / "empty.raw").touch()
-    (folder / "odd.raw").write_bytes(b"o" * 1000)
-    raw = folder / "disk.raw"
-    raw.write_bytes(b"A" * 65536 + bytes(range(256)) * 256)
-    os.truncate(raw, 1 << 20)
-    qemu_img("create", "-q", "-f", "qcow2", folder / "disk.qcow2", "1M")
-    qemu_io(folder / "disk.qcow2", "write -P 65 0 128k", "write -P 66 256k 1", "write -z 512k 64k", format="qcow2")
-    qemu_img("create", "-q", "-f", "qcow2", "-b", "disk.qcow2", "-F", "qcow2", "overlay.qcow2", "2M", cwd=folder)
-    qemu_io(folder / "overlay.qcow2", "write -P 66 0 64k", format="qcow2")
-    qemu_img("create", "-q", "-f", "qcow2", "-u", "-b", "gone.qcow2", "-F", "qcow2", folder / "lonely.qcow2", "1M")
-    (folder / "torn.qcow2").write_bytes((folder / "disk.qcow2").read_bytes()[:50])
+    make_images(folder)
     return folder
 
 
-_NODE_NAME = re.compile(r"#block\d+")
-
-
-def _outcome(folder: Path, status: int, out: str, err: str) -> Outcome:
-    files = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            files[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Outcome(status, without_timing(out), _NODE_NAME.sub("#block", err), files)
-
-
 @pytest.fixture
-def both(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Callable[[tuple[str, ...]], tuple[Outcome, Outcome]]:
+def both(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Both:
     """Run words through ours and through theirs."""
 
     def run(words: tuple[str, ...]) -> tuple[Outcome, Outcome]:
-        ours, theirs = tmp_path / "a", tmp_path / "b"
-        said = " ".join(words)
-        for folder in (ours, theirs):
-            folder.mkdir()
-            for path in images.iterdir():
-                if path.name in said or (path.name == "disk.qcow2" and "overlay.qcow2" in said):
-                    shutil.copytree(path, folder / path.name) if path.is_dir() else shutil.copy(path, folder)
-        monkeypatch.chdir(ours)
+        left, right = tmp_path / "a", tmp_path / "b"
+        for folder in (left, right):
+            copy_images(words, images, folder)
+        monkeypatch.chdir(left)
         capfd.readouterr()
         status = main(words, "qemu-io")
         shown = capfd.readouterr()
-        done = subprocess.run(
-            ["qemu-io", *words], cwd=theirs, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-        )
-        return (
-            _outcome(ours, status, shown.out, shown.err),
-            _outcome(theirs, done.returncode, done.stdout, done.stderr),
-        )
+        return outcome(left, status, shown.out, shown.err), theirs(words, right)
 
     return run
 
 
-Both = Callable[[tuple[str, ...]], tuple[Outcome, Outcome]]
-
-
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, id=case.id) for case in READING + WRITING + QUEUED + IMAGE + CALLING]
-)
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in CASES])
 def test_the_same_words_give_the_same_outcome(case: Case, both: Both, tmp_path: Path) -> None:
-    ours, theirs = both(case.words)
-    assert ours.out == theirs.out
-    assert ours.err == theirs.err
-    assert ours.status == theirs.status
-    assert ours.files.keys() == theirs.files.keys()
-    for name in (name for name, digest in ours.files.items() if theirs.files[name] != digest):
+    ours, real = both(case.words)
+    assert ours.out == real.out
+    assert ours.err == real.err
+    assert ours.status == real.status
+    assert ours.files.keys() == real.files.keys()
+    for name in (name for name, digest in ours.files.items() if real.files[name] != digest):
         assert name.endswith(".qcow2"), f"{name} differs"
         assert_clean(tmp_path / "a" / name)
         qemu_img("compare", tmp_path / "a" / name, tmp_path / "b" / name)
@@ -543,24 +514,24 @@ def test_the_same_words_give_the_same_outcome(case: Case, both: Both, tmp_path: 
     "words", [("-x", "disk.raw"), ("--bogus",), ("-c",), ("--cmd",), ("--c", "x"), ("--read-only=3",), ("a", "b")]
 )
 def test_wrong_options_are_named_alike_and_answered_with_the_usage(words: tuple[str, ...], both: Both) -> None:
-    ours, theirs = both(words)
-    assert ours.err == theirs.err
-    assert ours.status == theirs.status == 1
+    ours, real = both(words)
+    assert ours.err == real.err
+    assert ours.status == real.status == 1
     first = "Usage: qemu-io [OPTIONS]... [-c STRING]... [file]"
-    assert ours.out.splitlines()[0] == theirs.out.splitlines()[0] == first
-    assert ours.files == theirs.files
+    assert ours.out.splitlines()[0] == real.out.splitlines()[0] == first
+    assert ours.files == real.files
 
 
 def test_every_option_of_the_real_tool_is_in_our_help(both: Both) -> None:
-    ours, theirs = both(("--help",))
-    assert ours.status == theirs.status == 0
-    options = set(re.findall(r"(?<![\w-])--?[a-zA-Z-]+", theirs.out))
+    ours, real = both(("--help",))
+    assert ours.status == real.status == 0
+    options = set(re.findall(r"(?<![\w-])--?[a-zA-Z-]+", real.out))
     assert options <= set(re.findall(r"(?<![\w-])--?[a-zA-Z-]+", ours.out))
 
 
 def test_the_usage_lines_of_the_commands_are_the_same(both: Both) -> None:
-    ours, theirs = both(("-c", "help"))
-    assert ours.out == theirs.out
+    ours, real = both(("-c", "help"))
+    assert ours.out == real.out
 
 
 @pytest.mark.parametrize("command", ["write 0 4M", "aio_write 0 4M", "writev 0 4M", "write -f 0 4M"])

@@ -96,13 +96,13 @@ COMMANDS: Final[dict[str, Command]] = {
             Option("step", ("-S",), "step_size", "how far requests lie apart; the size of one by default"),
             _CACHE,
             Option("write", ("-w",), "", "write, over what the image holds"),
-            _OBJECT,
+            _OBJECT._replace(own=True),
             _IMAGE_OPTS,
             _SHARE,
         ),
-        "[--object objectdef] [--image-opts] [-c count] [-d depth] [-f fmt] [--flush-interval=flush_interval] [-i aio] "
+        "[--image-opts] [-c count] [-d depth] [-f fmt] [--flush-interval=flush_interval] [-i aio] "
         "[-n] [--no-drain] [-o offset] "
-        "[--pattern=pattern] [-q] [-s buffer_size] [-S step_size] [-t cache] [-w] [-U] filename",
+        "[--pattern=pattern] [-q] [-s buffer_size] [-S step_size] [-t cache] [-w] [-U] {own}filename",
         "read or write an image many times and say how long that takes",
     ),
     "bitmap": Command(

@@ -10,6 +10,7 @@ from blockio.cli.img.commands import COMMANDS, MAIN_OPTIONS
 from blockio.cli.img.getopt import CommandLine, UsageError
 from blockio.cli.img.tool import Failure, printed
 from blockio.cli.output import Output
+from blockio.cli.tracing import accept_trace
 
 __all__ = ["run"]
 
@@ -40,10 +41,10 @@ def _run(argv: list[str], output: Output) -> int:
         raise UsageError("Not enough arguments")
     line = CommandLine(MAIN_OPTIONS, output.prog, argv, in_front=True)
     for key, value in line:
-        if key == "trace":
-            _trace(value, output)
-        else:
+        if key != "trace":
             return _tell(key, output)
+        if (ending := accept_trace(value, output)) is not None:
+            return ending
     if not line.operands:
         raise UsageError("Not enough arguments")
     name, *rest = line.operands
@@ -72,12 +73,3 @@ def _tell(what: str, output: Output) -> int:
     else:
         print_help(output)
     return 0
-
-
-def _trace(value: str, output: Output) -> None:
-    """There are no trace events here: patterns match nothing, and plain names do not exist."""
-    for part in value.split(","):
-        key, equals, name = part.partition("=")
-        event = name if equals and key == "enable" else "" if equals else part
-        if event and "*" not in event:
-            output.warn(f"trace event '{event}' does not exist")

@@ -296,7 +296,7 @@ Example:
  -r  read-only
  -w  to be read and written
  -c  cache mode: none, writeback, unsafe, directsync or writethrough
- -o  options that every block driver has, name=value,…
+ -o  options of the block driver, name=value,…
 """,
     )
 )

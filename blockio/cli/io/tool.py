@@ -19,6 +19,7 @@ from blockio.cli.io.opening import Opening, open_image, set_aio, set_cache, set_
 from blockio.cli.io.options import LETTERS, NAMES, usage
 from blockio.cli.io.session import Session
 from blockio.cli.output import Output
+from blockio.cli.tracing import accept_trace
 from blockio.cli.warnings import show_warnings
 from blockio.errors import BlockError, OptionError
 
@@ -102,7 +103,8 @@ def _prepare(argv: list[str], output: Output) -> Plan:
             case "d":
                 set_discard(opening, argument)
             case "T":
-                _accept_trace(output, argument)
+                if (status := accept_trace(argument, output)) is not None:
+                    raise Ending(status)
             case "U":
                 opening.flags = opening.flags.with_(force_share=True)
             case "object":
@@ -137,16 +139,6 @@ def _version(prog: str) -> str:
     from importlib.metadata import version  # noqa: PLC0415  # slow, and only --version needs it
 
     return f"{prog} version {version('blockio')}\n"
-
-
-def _accept_trace(output: Output, argument: str) -> None:
-    """There are no trace events, so a pattern that names one without a wildcard deserves the usual warning."""
-    for part in argument.split(","):
-        key, equals, value = part.partition("=")
-        if not equals:
-            key, value = "enable", part
-        if key == "enable" and value and "*" not in value:
-            output.warn(f"trace event '{value}' does not exist")
 
 
 async def run(plan: Plan, lines: LineSource | None = None) -> int:
