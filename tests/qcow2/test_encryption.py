@@ -11,7 +11,7 @@ import asyncio
 import errno
 import random
 import struct
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +22,7 @@ import blockio
 from blockio import img
 from blockio.buffers import IoVector
 from blockio.driver.base import CheckFix
+from blockio.driver.inspection import FindingKind
 from blockio.driver.snapshots import SnapshotInfo
 from blockio.errors import BlockError, CorruptImage, LimitExceeded, OptionError, UnsupportedFeature
 from blockio.testing.cancel import explore_cancellations
@@ -34,7 +35,7 @@ from blockio.types import ExtentKind, OpenFlags, PreallocMode, RequestFlags
 from blockio_drivers.crypto import volume
 from blockio_drivers.qcow2.driver import Qcow2Driver
 from blockio_drivers.qcow2.header import Header
-from blockio_drivers.qcow2.options import EncryptOptions
+from blockio_drivers.qcow2.options import EncryptOptions, Qcow2CreateOptions
 from blockio_drivers.qcow2.tables import COPIED
 from tests.crypto.rig import PASSPHRASE, secrets
 from tests.qcow2.amend_work import VERSIONS, WIDTHS, Amends, amend
@@ -263,6 +264,8 @@ async def test_what_an_image_takes_is_known_before_it_is_made() -> None:
     for cluster, required in ((512, 2091008), (65536, 2424832)):
         measured = await img.measure(format="qcow2", size=MIB, options={**given, "cluster_size": cluster})
         assert (measured.required, measured.fully_allocated) == (required, required + MIB)
+    with pytest.raises(UnsupportedFeature, match="to a pipe cannot be encrypted"):
+        Qcow2Driver.stream(Qcow2CreateOptions(size=MIB, **AES), MIB, [])
 
 
 @pytest.mark.peer("qemu-img")
@@ -561,12 +564,28 @@ async def test_a_header_of_noise_is_refused_or_read(sound: bytes) -> None:
     assert 5 < read < 30
 
 
-async def test_work_without_end_is_refused_before_it_begins(sound: bytes) -> None:
+async def test_work_without_end_is_refused_before_it_begins(sound: bytes, tmp_path: Path) -> None:
+    """Also said by who only looks at the header, along with what else is wrong."""
+    path = tmp_path / "image.qcow2"
+
+    async def inspected(image: Crafted) -> tuple[set[FindingKind], Mapping[str, Any]]:
+        path.write_bytes(image.data)
+        report = await img.inspect(str(path))
+        return {finding.kind for finding in report.findings}, report.facts.get("encryption", {})
+
+    kinds, facts = await inspected(Crafted(sound))
+    assert kinds == {FindingKind.NOTE}
+    assert (facts["cipher"], facts["key-slots"]) == ("aes-cbc-plain64", 1)
     image = Crafted(sound)
     image.number(_SLOT + 4, 0xFFFFFFFF)
     with pytest.raises(LimitExceeded, match="max_kdf_iterations"):
         async with encrypted(MemoryChild(image.data)):
             pass
+    assert FindingKind.LIMIT in (await inspected(image))[0]
+    for damage in ("no extension", "past the file", "magic", "header cut"):
+        image = Crafted(sound)
+        DAMAGES[damage][0](image)
+        assert FindingKind.CORRUPT in (await inspected(image))[0], damage
 
 
 async def test_passphrases_are_in_no_message_and_in_no_name(tmp_path: Path) -> None:

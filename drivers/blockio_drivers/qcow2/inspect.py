@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from blockio.driver.inspection import InspectSource
     from blockio.types import Limits
+    from blockio_drivers.qcow2.extensions import EncryptionExtension
     from blockio_drivers.qcow2.snapshot_table import SnapshotEntry
 
 __all__ = ["inspect_image"]
@@ -30,7 +31,7 @@ _LONGEST_NAME: Final = 255
 
 
 async def inspect_image(source: InspectSource, trust: Limits) -> HeaderReport:
-    """Header, extensions and snapshot table of the image in *source*."""
+    """Header, extensions, LUKS header and snapshot table of the image in *source*."""
     findings: list[Finding] = []
 
     def fault(error: BlockError) -> None:
@@ -44,6 +45,9 @@ async def inspect_image(source: InspectSource, trust: Limits) -> HeaderReport:
         return HeaderReport(findings=(Finding.of(error),))
     findings += _state(header)
     facts = _facts(header)
+    if header.crypt_method == CryptMethod.LUKS and not _forbidding(findings):
+        told, facts["encryption"] = await _encryption(source, header.encryption, trust)
+        findings += told
     if header.nb_snapshots and not _forbidding(findings):
         try:
             facts["snapshot-names"] = await _snapshots(source, header, trust, fault)
@@ -52,6 +56,33 @@ async def inspect_image(source: InspectSource, trust: Limits) -> HeaderReport:
     return HeaderReport(
         virtual_size=header.disk_size, namings=tuple(_namings(header)), findings=tuple(findings), facts=facts
     )
+
+
+async def _encryption(
+    source: InspectSource, place: EncryptionExtension | None, trust: Limits
+) -> tuple[list[Finding], dict[str, Any]]:
+    """What is to be told of the LUKS header, and its facts."""
+    # reason: few images are encrypted
+    from blockio_drivers.crypto.inspect import inspect_volume  # noqa: PLC0415
+
+    if place is None or place.offset + place.length > source.length:
+        where = "is missing" if place is None else "reaches past the end of the file"
+        return [Finding(FindingKind.CORRUPT, f"The encryption header {where}")], {}
+    report = await inspect_volume(_Part(source, place.offset, place.length), trust)
+    return list(report.findings), report.facts
+
+
+class _Part:
+    """An ``InspectSource`` within another one."""
+
+    def __init__(self, source: InspectSource, start: int, length: int) -> None:
+        self._source = source
+        self._start = start
+        self.length = length
+
+    async def read(self, offset: int, nbytes: int) -> bytearray:
+        """See ``InspectSource``."""
+        return await self._source.read(self._start + offset, nbytes)
 
 
 def _forbidding(findings: list[Finding]) -> bool:
@@ -70,8 +101,8 @@ def _state(header: Header) -> list[Finding]:
         note("The image is marked corrupt", FindingKind.CORRUPT)
     if header.dirty:
         note("The image was not closed: opening it for writing repairs its refcounts first")
-    if header.crypt_method:
-        note(f"The data is encrypted ({CryptMethod(header.crypt_method).name.lower()})")
+    if header.crypt_method == CryptMethod.AES:
+        note("The data is encrypted (aes)")
     if header.stale_bitmaps:
         note("The bitmaps extension is void: somebody who knows no bitmaps wrote to the image")
     for kind, bits, known in (
