@@ -265,7 +265,7 @@ async def test_what_an_image_takes_is_known_before_it_is_made() -> None:
         measured = await img.measure(format="qcow2", size=MIB, options={**given, "cluster_size": cluster})
         assert (measured.required, measured.fully_allocated) == (required, required + MIB)
     with pytest.raises(UnsupportedFeature, match="to a pipe cannot be encrypted"):
-        Qcow2Driver.stream(Qcow2CreateOptions(size=MIB, **AES), MIB, [])
+        Qcow2Driver.stream(Qcow2CreateOptions(size=MIB, encrypt=AES["encrypt"]), MIB, [])
 
 
 @pytest.mark.peer("qemu-img")
