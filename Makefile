@@ -15,7 +15,7 @@ help:
 	@echo 'make stress   requests while a backend moves, drains, resizes, throttles [STRESS_STEPS=n] [SEED=n]'
 	@echo 'make crash    every state that a crash may leave of a qcow2 image [CRASH_STATES=n] [SEED=n]'
 	@echo 'make bench    side by side with what else there is quickly [ARGS="--suite reads"]; in full: make bench ARGS='
-	@echo 'make docs     the pages of the tools, docs/commands and docs/man, from their definitions'
+	@echo 'make docs     the pages of the tools, docs/commands and docs/man, from their definitions, and the recording in the README'
 	@echo 'make lint     ruff, mypy, import contracts'
 	@echo 'make venv     only set up: .venv/bin/blockio'
 
@@ -50,6 +50,7 @@ bench: .venv/.stamp peers
 
 docs: .venv/.stamp
 	$(BIN)/python -m blockio.cli.manual docs
+	$(BIN)/python examples/recording.py
 
 lint: .venv/.stamp
 	$(BIN)/ruff check

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -185,3 +187,29 @@ async def test_the_filter_conforms(tmp_path: Path, xor: None) -> None:
         files(tmp_path, {"driver": "xor", "key": 42}, "file"), Traits(reads_zero=False, resizable=False)
     )
     assert report.ok, f"\n{report}"
+
+
+def test_the_recording_in_the_readme_is_what_the_commands_print() -> None:
+    recording = load(EXAMPLES / "recording.py", "recording")
+    entries = list(recording.record())
+    assert "recording.svg" in (EXAMPLES.parent / "README.md").read_text()
+    shown = _on_screen(recording.TARGET.read_text())
+    # How much of the storage a file takes is the file system's business.
+    assert _portable(_on_screen(recording.picture(iter(entries)))) == _portable(shown)
+    for command, printed in entries:
+        assert f"$ {command}" in shown
+        assert all(line.rstrip() in shown for line in printed.splitlines())
+
+
+def _on_screen(svg: str) -> list[str]:
+    """The lines of a terminal that is drawn in *svg*."""
+    assert "http" not in svg.replace("http://www.w3.org/2000/svg", "").replace("https://www.textualize.io", "")
+    lines: dict[str, str] = {}
+    for element in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text"):
+        if clip := element.get("clip-path"):
+            lines[clip] = lines.get(clip, "") + (element.text or "").replace("\xa0", " ")
+    return [line.rstrip() for line in lines.values()]
+
+
+def _portable(lines: list[str]) -> list[str]:
+    return [re.sub(r"[\d.]+ [KMG]iB on disk", "SIZE on disk", line) for line in lines]
