@@ -22,6 +22,7 @@ from weakref import WeakKeyDictionary
 
 from blockio.aio import syscalls
 from blockio.aio.flight import Flight
+from blockio.aio.merging import MAX_MERGED, MAX_PARTS, follows, shares, vector_of
 from blockio.aio.registered import RegisteredBuffers, checked, sys_register
 from blockio.errors import BlockError
 
@@ -60,6 +61,9 @@ _OP_READ: Final = 22
 _OP_WRITE: Final = 23
 _NEEDED: Final = (_OP_READV, _OP_WRITEV, _OP_FSYNC, _OP_FALLOCATE, _OP_READ, _OP_WRITE)
 
+_VECTORED: Final = {_OP_READ: _OP_READV, _OP_WRITE: _OP_WRITEV}
+"""Of the operations that can be merged, the one that does several at once."""
+
 _FSYNC_DATASYNC: Final = 1
 _SQE_ASYNC: Final = 1 << 4
 _SETUP_CLAMP: Final = 1 << 4
@@ -96,10 +100,11 @@ def sys_enter(fd: int, to_submit: int) -> int:
 class _Op(Flight):
     """One request. ``slot`` is its number in the ring, -1 until the kernel may see it.
 
-    ``entry`` is what the kernel is told, up to the slot: the first eight fields of ``_SQE``.
+    ``entry`` is what the kernel is told, up to the slot: the first eight fields of ``_SQE``. ``alone``: it is not to be
+    merged with its neighbours.
     """
 
-    __slots__ = ("batch", "buffer", "done", "entry", "length", "pins", "result", "ring", "slot", "waiter")
+    __slots__ = ("alone", "batch", "buffer", "done", "entry", "length", "pins", "result", "ring", "slot", "waiter")
 
     def __init__(
         self,
@@ -123,6 +128,7 @@ class _Op(Flight):
         self.pins = pins  # keeps the memory at ``address`` where it is
         self.buffer = buffer
         self.slot = -1
+        self.alone = False
         self.done = False
         self.result = 0
         self.waiter: asyncio.Future[None] | None = None
@@ -138,16 +144,30 @@ class _Op(Flight):
         return ok
 
 
+class _Merged(_Op):
+    """Transfers side by side, which the kernel sees as one; they have its slot while it has them."""
+
+    __slots__ = ("parts",)
+
+    def __init__(self, ring: Uring, parts: list[_Op]) -> None:
+        opcode, sqe, _, fd, offset, _, _, flags = parts[0].entry
+        vector = vector_of(part.entry for part in parts)
+        pin = ring._from_buffer(vector)
+        super().__init__(ring, _VECTORED[opcode], fd, offset, ring._addressof(pin), len(parts), flags, pin, sqe)
+        self.parts = parts
+
+
 _refused: WeakKeyDictionary[AioContext, OSError] = WeakKeyDictionary()
 
 
 class Uring:
     """The ring of one context; all methods are called in its thread.
 
-    Invariant: an operation is in ``_queue`` (``slot`` -1, the kernel knows nothing of it) or in ``_ops[slot]`` (the
-    kernel owns its memory) or done. There are ``ENTRIES`` slots, as many as submission entries and at most as many as
-    completion entries, so neither ring can overflow. ``_unsent`` entries lie in the submission ring and were not taken
-    yet. A flush is scheduled whenever ``_queue`` is not empty, a slot is free and no plug is in.
+    Invariant: an operation is in ``_queue`` (``slot`` -1, the kernel knows nothing of it) or, by itself or as a part of
+    a ``_Merged`` one, in ``_ops[slot]`` (the kernel owns its memory) or done. There are ``ENTRIES`` slots, as many as
+    submission entries and at most as many as completion entries, so neither ring can overflow. ``_unsent`` entries lie
+    in the submission ring and were not taken yet. A flush is scheduled whenever ``_queue`` is not empty, a slot is free
+    and no plug is in.
     """
 
     name = "io_uring"
@@ -470,6 +490,16 @@ class Uring:
         self._ops[slot] = None
         self._free.append(slot)
         self._in_flight -= 1
+        if type(op) is _Merged:
+            for part, share in zip(op.parts, shares(result, [part.length for part in op.parts]), strict=True):
+                if share is None:
+                    self._submit_alone(part)
+                else:
+                    self._end(part, share)
+        else:
+            self._end(op, result)
+
+    def _end(self, op: _Op, result: int) -> None:
         op.result = result
         op.done = True
         if result >= 0 or result not in _NOT_NOW:  # else it goes once more
@@ -482,6 +512,8 @@ class Uring:
         queue, free, sqes, tail = self._queue, self._free, self._sqes, self._sq_tail
         while queue and free:
             op = queue.popleft()
+            if queue and queue[0].entry[4] == op.entry[4] + op.length:
+                op = self._merged(op)
             slot = op.slot = free.pop()
             self._ops[slot] = op
             _SQE.pack_into(sqes, (tail & self._sq_mask) * 64, *op.entry, slot, op.buffer)
@@ -490,6 +522,33 @@ class Uring:
             self._unsent += 1
         if tail != self._sq_tail:
             self._sq_tail = self._sq_words[self._sq_tail_at] = tail
+
+    def _merged(self, first: _Op) -> _Op:
+        """*first* with those that follow it in the queue and on the disk, or by itself."""
+        queue, reach, parts = self._queue, first.entry[4] + first.length, [first]
+        if first.alone or first.entry[0] not in _VECTORED:
+            return first
+        end = first.entry[4] + MAX_MERGED
+        while queue and len(parts) < MAX_PARTS and not (op := queue[0]).alone and reach + op.length <= end:
+            if not follows(op.entry, first.entry, reach):
+                break
+            parts.append(queue.popleft())
+            reach += op.length
+        if len(parts) == 1:
+            return first
+        merged = _Merged(self, parts)
+        for part in parts:
+            part.slot = self._free[-1]  # the one that it gets: from here on the kernel has their memory
+        return merged
+
+    def _submit_alone(self, op: _Op) -> None:
+        """What was merged in vain goes again, by whoever flushes next: we may be in the middle of the completions."""
+        op.alone = True
+        op.slot = -1
+        self._queue.append(op)
+        if not self._scheduled and not self._plugs:
+            self._scheduled = True
+            self._loop.call_soon(self._flush_soon)
 
     def _wake(self) -> None:
         """The loop saw completions."""

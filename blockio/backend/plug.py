@@ -1,7 +1,8 @@
 """Plug and unplug: several requests handed over together.
 
 Stands on the system *plug-unplug* of the reference document. Between the two the ring holds its submissions back and
-gives the kernel all of them in one call. A turn of the loop is a batch anyway; this is for who knows better.
+gives the kernel all of them in one call, neighbours on the disk as one request. A turn of the loop is a batch anyway;
+this is for who knows better.
 """
 
 from __future__ import annotations

@@ -559,8 +559,9 @@ def ring_on(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[FileE
 
 
 async def reads(engine: FileEngine, count: int) -> None:
+    """Read that many blocks at once, from back to front so that they are not merged."""
     buffers = [bytearray(512) for _ in range(count)]
-    await asyncio.gather(*(engine.preadv(512 * i, [memoryview(b)]) for i, b in enumerate(buffers)))
+    await asyncio.gather(*(engine.preadv(512 * i, [memoryview(buffers[i])]) for i in reversed(range(count))))
     assert b"".join(buffers) == CONTENT[: 512 * count]
 
 

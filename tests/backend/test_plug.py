@@ -34,12 +34,19 @@ async def test_one_call_for_all(tmp_path: Path) -> None:
             memory = [blk.blockalign(4096) for _ in range(16)]
             blk.io_plug()
             with blk.plugged():
-                requests = [blk.aio_preadv(at * 4096, part) for at, part in enumerate(memory)]
+                requests = [blk.aio_preadv(at * 8192 % 61440, part) for at, part in enumerate(memory)]
                 for _ in range(5):
                     await asyncio.sleep(0)
             assert calls == []
             blk.io_unplug()
             assert calls == [16]
+            for request in requests:
+                await request
+            with blk.plugged():
+                requests = [blk.aio_preadv(at * 4096, part) for at, part in enumerate(memory)]
+                for _ in range(5):
+                    await asyncio.sleep(0)
+            assert calls == [16, 1]  # neighbours are one
             for request in requests:
                 await request
             with pytest.raises(RuntimeError, match="not plugged"):
