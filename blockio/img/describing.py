@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from blockio.driver.snapshots import SnapshotInfo
     from blockio.graph.node import BlockNode
 
-__all__ = ["allocated_size", "info", "info_chain", "node_info"]
+__all__ = ["allocated_size", "info", "info_chain", "node_info", "walk_chain"]
 
 _FLAGS = OpenFlags(read_only=True, no_backing=True, no_io=True)
 
@@ -31,31 +32,32 @@ async def info(image: ImageLike) -> ImageInfo:
 
 
 async def info_chain(image: ImageLike) -> list[ImageInfo]:
-    """Describe *image*, its backing file, and so on to the last.
+    """Describe *image*, its backing file, and so on to the last; see ``walk_chain``."""
+    async with aclosing(walk_chain(image)) as images:
+        return [described async for described in images]
+
+
+async def walk_chain(image: ImageLike) -> AsyncGenerator[ImageInfo, None]:
+    """Describe *image*, its backing file, and so on, one after the other; nothing is open in between.
 
     Each image is opened by itself under ``image.gate``'s eyes: a name that an image holds is opened only if the gate
-    allows it. CorruptImage for a chain that comes back to itself.
+    allows it. Raises BlockError where one cannot be opened, CorruptImage for a chain that comes back to itself.
     """
     here = image_of(image)
     seen: set[str] = set()
-    chain: list[ImageInfo] = []
     trust = here.trust
-    async with AsyncExitStack() as stack:
-        while True:
-            if here.filename is not None and here.filename in seen:
-                raise CorruptImage(f"Backing file '{here.filename}' creates an infinite loop.")
-            seen.add(here.filename or "")
-            blk = await stack.enter_async_context(opened(here, _FLAGS))
-            node = blk.bs
-            assert node is not None
-            chain.append(await node_info(node))
-            await stack.aclose()
-            target = chain[-1].full_backing_filename
-            if target is None:
-                return chain
-            if trust is not None and len(chain) > trust.max_chain_depth:
-                raise CorruptImage(f"The chain is longer than {trust.max_chain_depth} images")
-            here = await _next(here, chain[-1], target)
+    while True:
+        if here.filename is not None and here.filename in seen:
+            raise CorruptImage(f"Backing file '{here.filename}' creates an infinite loop.")
+        seen.add(here.filename or f"{len(seen)}: no name")
+        described = await info(here)
+        yield described
+        target = described.full_backing_filename
+        if target is None:
+            return
+        if trust is not None and len(seen) > trust.max_chain_depth:
+            raise CorruptImage(f"The chain is longer than {trust.max_chain_depth} images")
+        here = await _next(here, described, target)
 
 
 async def _next(image: Image, above: ImageInfo, target: str) -> Image:

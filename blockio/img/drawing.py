@@ -1,4 +1,4 @@
-"""A picture of where the data of a disk lies, in characters or as SVG."""
+"""A picture of where the data of a disk lies, in characters, as SVG or as PNG."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ _WORDS: Final = {
     " ": "never written",
 }
 _SIDE: Final = 10
+_GAP: Final = 2
+_PAPER: Final = "#ffffff"
 _LABEL: Final = 70
 
 
@@ -88,26 +90,40 @@ class Picture:
     def svg(self) -> str:
         """The same as a drawing of its own, with a legend."""
         rows = list(self._rows())
-        width, height = _LABEL + self._width * _SIDE + _SIDE, (len(rows) + 3) * (_SIDE + 2)
+        width, height = _LABEL + self._width * _SIDE + _SIDE, (len(rows) + 3) * (_SIDE + _GAP)
         parts = [
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="monospace" '
             f'font-size="{_SIDE}">\n'
         ]
         for row, (label, bar) in enumerate(rows):
-            top = row * (_SIDE + 2) + 2
+            top = row * (_SIDE + _GAP) + _GAP
             parts.append(f'<text x="{_LABEL - 6}" y="{top + _SIDE - 1}" text-anchor="end">{label}</text>\n')
             x = _LABEL
             for glyph, run in groupby(bar):
                 length = len(list(run)) * _SIDE
                 parts.append(_rect(x, top, length, glyph))
                 x += length
-        top = (len(rows) + 1) * (_SIDE + 2)
+        top = (len(rows) + 1) * (_SIDE + _GAP)
         x = _LABEL
         for glyph, words in _WORDS.items():
             parts.append(_rect(x, top, _SIDE, glyph))
             parts.append(f'<text x="{x + _SIDE + 4}" y="{top + _SIDE - 1}">{words}</text>\n')
             x += _SIDE + 18 + len(words) * 6
         return "".join((*parts, "</svg>\n"))
+
+    def png(self) -> bytes:
+        """The cells alone, in the colours of the SVG, as the bytes of a PNG file."""
+        # reason: of all pictures only this one needs it
+        from blockio.img.png import encode  # noqa: PLC0415
+
+        indexes = {glyph: bytes([index]) * _SIDE for index, glyph in enumerate(_COLOURS, 1)}
+        width = max(1, self._width * _SIDE)
+        gap = [bytes(width)] * _GAP
+        lines = list(gap)
+        for _, bar in self._rows():
+            line = b"".join(indexes[glyph] for glyph in bar)
+            lines += [line.ljust(width, b"\0")] * _SIDE + gap
+        return encode(lines, [_PAPER, *_COLOURS.values()])
 
 
 def _rect(x: int, y: int, width: int, glyph: str) -> str:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from blockio import img
 from blockio.driver.gate import AllowAll
 from blockio.errors import BlockError
 from blockio.graph.node import all_nodes
 from blockio.img.drawing import LEGEND
+from blockio.img.png import encode
 from blockio.testing.cancel import cancel_at_every_await
 from tests.support.imgtool import Said, capture
 
@@ -83,6 +86,37 @@ async def test_cancelled_at_any_await_nothing_is_open(tmp_path: Path) -> None:
     assert await cancel_at_every_await(scenario, afterwards)
 
 
+@pytest.mark.parametrize(("kinds", "width"), [("A", 9), ("AABB00  A0 ", 4), ("A0 B" * 10, 7)])
+def test_the_png_has_the_colours_of_the_svg(kinds: str, width: int) -> None:
+    drawn = img.Picture(0, len(kinds), width=width, rows=3)
+    for at, kind in enumerate(kinds):
+        drawn.add(run(at, 1, kind))
+    cells = [
+        (int(rect.get("x", "0")), int(rect.get("y", "0")), int(rect.get("width", "0")), rect.get("fill"))
+        for rect in ElementTree.fromstring(drawn.svg()).iter("{http://www.w3.org/2000/svg}rect")
+    ][:-5]  # what is left out are the samples of the legend
+    with Image.open(BytesIO(drawn.png())) as decoded:
+        decoded.load()
+        assert decoded.mode == "P"
+        pixels = decoded.convert("RGB")
+    left = min(x for x, *_ in cells)
+    for x, y, length, colour in cells:
+        for place in (x, x + length - 1):
+            shown = pixels.getpixel((place - left, y))
+            assert isinstance(shown, tuple)
+            assert f"#{bytes(map(int, shown)).hex()}" == colour
+            assert pixels.getpixel((place - left, y)) == pixels.getpixel((place - left, y + 9))
+            assert pixels.getpixel((place - left, y - 1)) == (255, 255, 255)
+    with Image.open(BytesIO(img.Picture(0, 0).png())) as empty:
+        empty.load()
+
+
+def test_a_png_without_a_pixel_there_is_not() -> None:
+    for lines in ([], [b""], [b"12", b"1"]):
+        with pytest.raises(ValueError, match="at least one pixel"):
+            encode(lines, ["#000000"])
+
+
 def test_the_drawing_is_svg() -> None:
     drawn = img.Picture(0, 100, width=10, rows=2)
     drawn.add(run(0, 55, "A"))
@@ -112,8 +146,11 @@ def test_the_command_draws(tmp_path: Path, tool: Callable[..., Said]) -> None:
     assert said.out.endswith(f"│\n{LEGEND}\n")
     assert tool("map", "--picture=a.svg", "-f", "raw", "a.raw") == (0, "", "")
     ElementTree.fromstring((tmp_path / "a.svg").read_text())
+    assert tool("map", "--picture=a.png", "-f", "raw", "a.raw") == (0, "", "")
+    with Image.open(tmp_path / "a.png") as drawn:
+        assert drawn.size == (640, 194)
     for words, complaint in (
-        (["--picture=a.gif"], "'a.gif' does not end in .svg, which is what --picture draws into"),
+        (["--picture=a.gif"], "'a.gif' ends in neither .svg nor .png, which is what --picture draws into"),
         (["--picture", "--output=json"], "--picture and --output=json are mutually exclusive"),
         (["--picture=none/a.svg"], "Could not write 'none/a.svg': No such file or directory"),
     ):
@@ -132,3 +169,36 @@ def test_a_chain_is_a_tree(tmp_path: Path, tool: Callable[..., Said]) -> None:
     assert tool("info", "--tree", "--output=json", "c.qcow2") == tool(
         "info", "--backing-chain", "--output=json", "c.qcow2"
     )
+
+
+def test_a_data_file_is_a_leaf_of_the_tree(tmp_path: Path, tool: Callable[..., Said]) -> None:
+    def make(name: str, *words: str) -> None:
+        assert tool("create", "-q", "-f", "qcow2", "-o", f"data_file={name}.raw", *words, f"{name}.qcow2").status == 0
+
+    make("a", "-o", "data_file_raw=on,size=1M")
+    make("b", "-b", "a.qcow2", "-F", "qcow2")
+    said = tool("info", "--tree", "b.qcow2")
+    assert [line.partition(" (qcow2")[0] for line in said.out.splitlines()] == [
+        "b.qcow2",
+        "├── b.raw (data file)",
+        "└── a.qcow2",
+        "    └── a.raw (data file)",
+    ]
+
+
+def test_a_broken_chain_is_a_tree_as_far_as_it_goes(tmp_path: Path, tool: Callable[..., Said]) -> None:
+    for name, below in (("c.qcow2", "b.qcow2"), ("b.qcow2", "a.qcow2")):
+        assert tool("create", "-q", "-u", "-f", "qcow2", "-b", below, "-F", "qcow2", name, "1M").status == 0
+    said = tool("info", "--tree", "c.qcow2")
+    assert [line.partition(" (qcow2")[0] for line in said.out.splitlines()] == [
+        "c.qcow2",
+        "└── b.qcow2",
+        "    └── a.qcow2 (not opened)",
+    ]
+    assert (said.status, said.err) == tool("info", "a.qcow2")[::2]
+    assert said.status == 1
+    assert tool("rebase", "-u", "-b", "c.qcow2", "-F", "qcow2", "b.qcow2").status == 0
+    said = tool("info", "--tree", "c.qcow2")
+    assert said.out.splitlines()[-1] == "    └── c.qcow2 (not opened)"
+    assert (said.status, said.err) == (1, "blockio img: Backing file 'c.qcow2' creates an infinite loop.\n")
+    assert tool("info", "--tree", "a.qcow2").out == ""

@@ -325,8 +325,8 @@ COMMANDS: Final[dict[str, Command]] = {
             Option(
                 "picture",
                 ("--picture",),
-                "file.svg",
-                "draw where the data lie, in the terminal or as SVG",
+                "file",
+                "draw where the data lie, in the terminal or into file.svg or file.png",
                 own=True,
                 optional=True,
             ),

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from blockio.cli.img.commands import command_line
 from blockio.cli.img.getopt import UsageError
 from blockio.cli.img.objects import define_object
 from blockio.cli.img.snapshots import shown, snapshot_lines
-from blockio.cli.img.tool import ImageChoice, fail, json_mode
+from blockio.cli.img.tool import ImageChoice, fail, json_mode, printed
 from blockio.cli.output import human_size, json_pretty
 from blockio.cli.specific import ordered_specific, specific_lines
-from blockio.img.describing import info, info_chain
+from blockio.img.describing import info, info_chain, walk_chain
 
 if TYPE_CHECKING:
     from blockio.cli.img.inspect import Plan as Stranger
@@ -82,12 +83,12 @@ async def execute(plan: _Plan | Stranger, output: Output) -> int:
         from blockio.cli.img.inspect import execute as inspect  # noqa: PLC0415  # as above
 
         return await inspect(plan, output)
+    if plan.tree and not plan.json:
+        return await _show_tree(plan.image, output)
     images = await info_chain(plan.image) if plan.chain else [await info(plan.image)]
     if plan.json:
         members = [_members(image) for image in images]
         output.out(json_pretty(members if plan.chain else members[0]) + "\n")
-    elif plan.tree:
-        output.out("".join(_branch(depth, image) for depth, image in enumerate(images)))
     else:
         output.out("\n".join(_text(image) for image in images))
     return 0
@@ -131,12 +132,37 @@ def _snapshot_members(snapshot: SnapshotInfo) -> dict[str, Any]:
 # -- text
 
 
+async def _show_tree(image: Image, output: Output) -> int:
+    """The chain as a tree, as far down as it can be opened."""
+    missing: str | None = None
+    depth = 0
+    try:
+        async with aclosing(walk_chain(image)) as images:
+            async for described in images:
+                output.out(_branch(depth, described))
+                missing = described.full_backing_filename
+                depth += 1
+    except OSError as error:
+        if missing is not None:
+            output.out(f"{_stem(depth)}{missing} (not opened)\n")
+        fail(output, printed(error))
+    return 0
+
+
+def _stem(depth: int, mark: str = "└──") -> str:
+    return "    " * (depth - 1) + f"{mark} " if depth else ""
+
+
 def _branch(depth: int, image: ImageInfo) -> str:
-    """One image of the chain as a line of a tree."""
-    first = "    " * (depth - 1) + "└── " if depth else ""
+    """One image of the chain as a line of a tree, and its data file as one below it."""
     stored = "" if image.actual_size is None else f", {human_size(image.actual_size)} on disk"
     kept = f", {len(image.snapshots)} snapshots" if image.snapshots else ""
-    return f"{first}{image.filename} ({image.format}, {human_size(image.virtual_size)}{stored}{kept})\n"
+    line = f"{_stem(depth)}{image.filename} ({image.format}, {human_size(image.virtual_size)}{stored}{kept})\n"
+    data_file = (image.format_specific or {}).get("data", {}).get("data-file")
+    if data_file is None:
+        return line
+    mark = "└──" if image.full_backing_filename is None else "├──"
+    return f"{line}{_stem(depth + 1, mark)}{data_file} (data file)\n"
 
 
 def _text(image: ImageInfo) -> str:

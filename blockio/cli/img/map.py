@@ -63,8 +63,8 @@ def prepare(args: list[str], output: Output) -> _Plan | None:
         as_json = json_mode(output, ofmt)
     if picture is not None and as_json:
         fail(output, "--picture and --output=json are mutually exclusive")
-    if picture and not picture.endswith(".svg"):
-        fail(output, f"'{picture}' does not end in .svg, which is what --picture draws into")
+    if picture and not picture.endswith((".svg", ".png")):
+        fail(output, f"'{picture}' ends in neither .svg nor .png, which is what --picture draws into")
     return _Plan(choice.image(line.operands[0], format), as_json, start, length, picture)
 
 
@@ -99,15 +99,15 @@ async def _draw(plan: _Plan, path: str, output: Output) -> int:
         output.out(f"{drawn.text()}\n{LEGEND}\n")
         return 0
     try:
-        await in_worker(_write, path, drawn.svg())
+        await in_worker(_write, path, drawn.png() if path.endswith(".png") else drawn.svg().encode())
     except OSError as error:
         fail(output, f"Could not write '{path}': {error.strerror}")
     return 0
 
 
-def _write(path: str, text: str) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
+def _write(path: str, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
 
 
 def _members(runs: MapRuns) -> str:

@@ -190,7 +190,7 @@ PROSE: Final[dict[str, Prose]] = {
     "map": Prose(
         (
             "`human` shows only where data are, and in which file of the chain; `json` all of the disk; `--picture` "
-            "draws it.",
+            "draws it, into a file as SVG or, without a legend, as PNG, by the name's ending.",
         ),
         ("img map --output=json disk.qcow2", "img map --picture disk.qcow2", "img map --picture=disk.svg disk.qcow2"),
         'async for entry in img.map("disk.qcow2"):\n    print(entry)',
