@@ -261,39 +261,41 @@ class Promises:
     @contextmanager
     def _changing(self, changes: Iterable[tuple[int, _Content]], *more: _Noted[int]) -> Iterator[None]:
         begun = self._clock()
-        noted: list[_Noted[_Content]] = []
+        noted: dict[_Content, _Noted[_Content]] = {}  # sectors that become the same share it: most are zeroes
         for sector, content in list(changes):
-            noted.append(_Noted(content, begun))
-            self._history(sector).append(noted[-1])
+            if content not in noted:
+                noted[content] = _Noted(content, begun)
+            self._history(sector).append(noted[content])
         well = False
         try:
             yield
             well = True
         finally:
             ended = self._clock()
-            for one in noted:
+            for one in noted.values():
                 one.ended, one.well = ended, well
             for other in more:
                 other.ended, other.well = ended, well
 
     def _history(self, sector: int) -> list[_Noted[_Content]]:
-        if sector not in self._sectors:
-            first = _sector(self._first, sector).ljust(SECTOR, b"\0")
-            self._sectors[sector] = [_Noted(first, -1, 0, True)]
-        return self._sectors[sector]
+        history = self._sectors.get(sector)
+        if history is None:
+            first = self._first[sector * SECTOR : (sector + 1) * SECTOR].ljust(SECTOR, b"\0")
+            history = self._sectors[sector] = [_Noted(first, -1, 0, True)]
+        return history
 
     def _written(self, offset: int, data: bytes) -> Iterator[tuple[int, _Content]]:
         """What sectors become when *data* is written. One written in part keeps the rest, whichever that is."""
-        at, end = offset, offset + len(data)
-        while at < end:
-            sector, start = divmod(at, SECTOR)
-            part = data[at - offset : at - offset + SECTOR - start]
+        sector, start = divmod(offset, SECTOR)
+        for at in range(-start if data else 0, len(data), SECTOR):
+            part = data[max(at, 0) : at + SECTOR]
             if len(part) == SECTOR:
                 yield sector, part
             else:
+                before = max(-at, 0)
                 for old in _allowed(self._history(sector), None, None):
-                    yield sector, old if old is None else old[:start] + part + old[start + len(part) :]
-            at += len(part)
+                    yield sector, old if old is None else old[:before] + part + old[before + len(part) :]
+            sector += 1
 
 
 class Guest:

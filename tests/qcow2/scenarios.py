@@ -263,17 +263,23 @@ class SideBySide(Requests):
 
 
 class Resizes(Requests):
-    """Longer, so that the L1 table moves, and shorter, so that refcount blocks go and the file is cut."""
+    """Longer, so that the L1 table moves, and shorter, so that refcount blocks go and the file is cut.
 
-    def __init__(self, cluster: int, prealloc: PreallocMode, count: int = 4) -> None:
+    ``growth``: how many times as long, one of these.
+    """
+
+    def __init__(
+        self, cluster: int, prealloc: PreallocMode, count: int = 4, *, growth: tuple[int, ...] = (2, 7, 20)
+    ) -> None:
         super().__init__(cluster, count)
         self.prealloc = prealloc
+        self.growth = growth
 
     async def __call__(self, rnd: random.Random, guest: Guest) -> None:
         size = guest.length
         await super().__call__(rnd, guest)
         await guest.flush()
-        longer = size * rnd.choice((2, 7, 20)) // self.cluster * self.cluster
+        longer = size * rnd.choice(self.growth) // self.cluster * self.cluster
         longer = max(longer, guest.disk.length)  # after a failure it may be longer than is sure
         await guest.truncate(longer + rnd.choice((0, SECTOR)), self.prealloc)
         await super().__call__(rnd, guest)

@@ -24,7 +24,7 @@ from tests.support.explore import exploring
 pytestmark = pytest.mark.peer("qemu-img", "qemu-io")
 
 BASES: Final = {
-    "512": ("cluster_size=512", True, 2),
+    "512": ("cluster_size=512", True, 5),
     "version 2": ("compat=0.10,cluster_size=1024", True, 5),
     "overlay": ("cluster_size=512,backing_file=base.raw,backing_fmt=raw", False, 5),
     "subclusters": ("cluster_size=16384,extended_l2=on", True, 5),
