@@ -6,13 +6,14 @@ sector costs ten times what the sector itself does, so whole runs go through AES
 * XTS is ECB between two exclusive-ors with the *tweaks* (IEEE 1619). The tweaks of all sectors of a run are made side
   by side: encrypting their IVs is one call, and doubling them in GF(2^128) is some operations on one long integer.
 * CBC decryption is ECB decryption and one exclusive-or with the ciphertext, shifted by a block.
-
-CBC encryption and CTR depend on their own output or have counters of their own: sector by sector.
+* CBC encryption depends on its own output. One chain does for a run: what it carries into a sector's first block is
+  taken out of that block beforehand, and the IV put in its place. CTR's counter can be set anew.
 """
 
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
@@ -51,8 +52,8 @@ def make_iv_generator(name: str, key: bytes, iv_hash: str | None = None) -> IvGe
     digest = hashlib.new(iv_hash or "sha256", key).digest()
     if len(digest) not in (16, 24, 32):
         raise UnsupportedFeature(f"IV generator hash '{iv_hash}' not supported: no cipher has such keys")
-    encrypt = _ecb(digest).encryptor().update
-    return lambda first, count: encrypt(_plain64(first, count))
+    blocks = _Blocks(digest)
+    return lambda first, count: blocks.encrypt(_plain64(first, count))
 
 
 def _plain64(first: int, count: int) -> bytes:
@@ -65,7 +66,7 @@ class SectorCipher:
     *mode* is ``xts`` (the key is two keys), ``cbc``, ``ctr`` or ``ecb``. UnsupportedFeature for another.
     """
 
-    __slots__ = ("_decrypt_run", "_encrypt_run", "_key", "_make_ivs", "_tweak_key")
+    __slots__ = ("_blocks", "_decrypt_run", "_encrypt_run", "_key", "_make_ivs", "_tweak_blocks")
 
     def __init__(self, mode: str, key: bytes, make_ivs: IvGenerator) -> None:
         runs: dict[str, tuple[Callable[[bytes, int], bytes], Callable[[bytes, int], bytes]]] = {
@@ -79,7 +80,9 @@ class SectorCipher:
         self._encrypt_run, self._decrypt_run = runs[mode]
         self._make_ivs = make_ivs
         half = len(key) // 2 if mode == "xts" else len(key)
-        self._key, self._tweak_key = key[:half], key[half:]
+        self._key = key[:half]
+        self._blocks = _Blocks(self._key)
+        self._tweak_blocks = _Blocks(key[half:] or self._key)
 
     def __repr__(self) -> str:
         return "<SectorCipher>"
@@ -95,20 +98,20 @@ class SectorCipher:
     # -- one run
 
     def _xts_encrypt(self, data: bytes, sector: int) -> bytes:
-        return self._xts(data, sector, _ecb(self._key).encryptor())
+        return self._xts(data, sector, self._blocks.encrypt)
 
     def _xts_decrypt(self, data: bytes, sector: int) -> bytes:
-        return self._xts(data, sector, _ecb(self._key).decryptor())
+        return self._xts(data, sector, self._blocks.decrypt)
 
-    def _xts(self, data: bytes, sector: int, aes: Any) -> bytes:
+    def _xts(self, data: bytes, sector: int, aes: Callable[[bytes], bytes]) -> bytes:
         nbytes = len(data)
         tweaks = self._tweaks(sector, nbytes // SECTOR)
         masked = (int.from_bytes(data, "little") ^ tweaks).to_bytes(nbytes, "little")
-        return (int.from_bytes(aes.update(masked), "little") ^ tweaks).to_bytes(nbytes, "little")
+        return (int.from_bytes(aes(masked), "little") ^ tweaks).to_bytes(nbytes, "little")
 
     def _tweaks(self, sector: int, count: int) -> int:
         """The tweaks of all blocks of *count* sectors, as one number of as many bytes."""
-        first = _ecb(self._tweak_key).encryptor().update(self._make_ivs(sector, count))
+        first = self._tweak_blocks.encrypt(self._make_ivs(sector, count))
         tops = _top_bits(count)
         columns = int.from_bytes(first, "little")  # one block for each sector, side by side
         result = bytearray(count * SECTOR)
@@ -124,7 +127,16 @@ class SectorCipher:
 
     def _cbc_encrypt(self, data: bytes, sector: int) -> bytes:
         _, _, modes = _cryptography()
-        return self._each(data, sector, lambda iv: _cipher(self._key, modes.CBC(iv)).encryptor())
+        ivs = self._make_ivs(sector, len(data) // SECTOR)
+        chain = _cipher(self._key, modes.CBC(bytes(_BLOCK))).encryptor().update
+        done = []
+        carried = 0
+        for at in range(0, len(data), SECTOR):
+            iv = ivs[at // _BLOCKS : at // _BLOCKS + _BLOCK]
+            block = _number(data[at : at + _BLOCK]) ^ _number(iv) ^ carried
+            done.append(chain(block.to_bytes(_BLOCK, "little") + data[at + _BLOCK : at + SECTOR]))
+            carried = _number(done[-1][-_BLOCK:])
+        return b"".join(done)
 
     def _cbc_decrypt(self, data: bytes, sector: int) -> bytes:
         nbytes = len(data)
@@ -133,29 +145,41 @@ class SectorCipher:
         ivs = memoryview(self._make_ivs(sector, nbytes // SECTOR)).cast("Q")
         words[::_WORDS] = ivs[::2]
         words[1::_WORDS] = ivs[1::2]
-        plain = int.from_bytes(_ecb(self._key).decryptor().update(data), "little")
+        plain = int.from_bytes(self._blocks.decrypt(data), "little")
         return (plain ^ int.from_bytes(before, "little")).to_bytes(nbytes, "little")
 
     def _ctr(self, data: bytes, sector: int) -> bytes:
         _, _, modes = _cryptography()
-        return self._each(data, sector, lambda iv: _cipher(self._key, modes.CTR(iv)).encryptor())
+        ivs = self._make_ivs(sector, len(data) // SECTOR)
+        counter = _cipher(self._key, modes.CTR(bytes(_BLOCK))).encryptor()
+        done = []
+        for at in range(0, len(data), SECTOR):
+            counter.reset_nonce(ivs[at // _BLOCKS : at // _BLOCKS + _BLOCK])
+            done.append(counter.update(data[at : at + SECTOR]))
+        return b"".join(done)
 
     def _ecb_encrypt(self, data: bytes, sector: int) -> bytes:
-        result: bytes = _ecb(self._key).encryptor().update(data)
-        return result
+        return self._blocks.encrypt(data)
 
     def _ecb_decrypt(self, data: bytes, sector: int) -> bytes:
-        result: bytes = _ecb(self._key).decryptor().update(data)
-        return result
+        return self._blocks.decrypt(data)
 
-    def _each(self, data: bytes, sector: int, begin: Callable[[bytes], Any]) -> bytes:
-        ivs = self._make_ivs(sector, len(data) // SECTOR)
-        return b"".join(
-            [
-                begin(ivs[at : at + _BLOCK]).update(data[at * _BLOCKS : at * _BLOCKS + SECTOR])
-                for at in range(0, len(ivs), _BLOCK)
-            ]
-        )
+
+class _Blocks(threading.local):
+    """AES of whole blocks, each by itself. Setting it up costs as much as kilobytes of data, so each thread keeps one.
+
+    It remembers nothing from one call to the next, for there is never half a block.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        _, _, modes = _cryptography()
+        cipher = _cipher(key, modes.ECB())
+        self.encrypt: Callable[[bytes], bytes] = cipher.encryptor().update
+        self.decrypt: Callable[[bytes], bytes] = cipher.decryptor().update
+
+
+def _number(block: bytes) -> int:
+    return int.from_bytes(block, "little")
 
 
 def _in_runs(work: Callable[[bytes, int], bytes], data: Buffer, sector: int) -> bytearray:
@@ -185,7 +209,3 @@ def _cryptography() -> tuple[Any, Any, Any]:
 def _cipher(key: bytes, mode: Any) -> Any:
     cipher, algorithms, _ = _cryptography()
     return cipher(algorithms.AES(key), mode)
-
-
-def _ecb(key: bytes) -> Any:
-    return _cipher(key, _cryptography()[2].ECB())
