@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from blockio.aio.context import AioContext
     from blockio.aio.flight import Flight
     from blockio.buffers import IoVector
+    from blockio.driver.child import Child
     from blockio.driver.host import ChildOpener, DriverHost, ImageStream, Measurement, MeasureSource, StreamRun
     from blockio.driver.inspection import HeaderReport, InspectSource
     from blockio.driver.snapshots import SnapshotInfo
@@ -463,6 +464,13 @@ class BlockDriver(ABC):
     def try_preadv(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool:
         """Fill *bufs* without suspending, or answer False. The framework has checked the range."""
         return False
+
+    def try_descend(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool | Child:
+        """As ``try_preadv``; or the backing child, where all of these bytes come from there.
+
+        For formats: the framework goes on at that child, so that a long chain is a loop and not a stack of calls.
+        """
+        return self.try_preadv(offset, bufs, nbytes)
 
     def try_pwritev(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool:
         """Write *bufs* without suspending, or answer False having written nothing."""

@@ -57,6 +57,7 @@ class Edge:
         "node",
         "parent",
         "parent_node",
+        "path",
         "perm",
         "quiesced_parent",
         "role",
@@ -155,6 +156,8 @@ class Edge:
     def bind(self) -> None:
         """Take over the node's request methods; to be called when ``node``, ``perm`` or ``attached`` changed."""
         path = self.node.counted or self.node.path
+        self.path = path if self.attached else None
+        """What the methods are bound to; None while they are not."""
         self.co_preadv = path.co_preadv
         self.co_pwritev = path.co_pwritev
         self.co_pwrite_zeroes = path.co_pwrite_zeroes

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from blockio.aio.context import on_new_stack
 from blockio.aio.flight import no_flight
+from blockio.buffers import fill_zero
 from blockio.driver.base import BlockDriver, FormatDriver
 from blockio.driver.debug import DebugDriver
 from blockio.errors import NoMedium, ReadOnly, UnsupportedFeature
 from blockio.graph.drain import RequestScope, current_requests
+from blockio.graph.edge import Edge
 from blockio.io import copy, data, discard, flush, status, truncate, zero
 from blockio.io.align import Padding
 from blockio.io.copy_on_read import hand_down_prefetch, read_and_keep
@@ -40,14 +42,15 @@ if TYPE_CHECKING:
 
     from blockio.aio.flight import Flight
     from blockio.buffers import IoVector
+    from blockio.driver.child import Child
     from blockio.driver.debug import DebugListener
-    from blockio.graph.edge import Edge
     from blockio.graph.holes import Holes
     from blockio.graph.node import BlockNode
 
 __all__ = ["NodeIO"]
 
 TryTransfer: TypeAlias = "Callable[[int, Sequence[Buffer], int], bool]"
+TryRead: TypeAlias = "Callable[[int, Sequence[Buffer], int], bool | Child]"
 
 _COPY_ON_READ: Final = int(RequestFlags.COPY_ON_READ)
 _PREFETCH: Final = int(RequestFlags.PREFETCH)
@@ -142,9 +145,9 @@ class NodeIO:
         """What goes down from here does so on a call stack of its own: a chain is longer than one."""
         self._mask = 0
         self._sized: BlockDriver | _Nothing = _Nothing()
-        self._lane_read: TryTransfer = _never
+        self._lane_read: TryRead = _never
         self._lane_write: TryTransfer = _never
-        self._try_read: TryTransfer = _never
+        self._try_read: TryRead = _never
         self._try_write: TryTransfer = _never
         self._unmarked_write: TryTransfer = _never
 
@@ -453,9 +456,19 @@ class NodeIO:
 
     def try_preadv(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool:
         """Fill *bufs* (*nbytes* in all) now, or answer False: then ``co_preadv`` is the way."""
-        if offset < 0 or offset + nbytes > self._sized.length:
+        end = offset + nbytes
+        if offset < 0 or end > self._sized.length:
             return False
-        return self._try_read(offset, bufs, nbytes)
+        found = self._try_read(offset, bufs, nbytes)
+        while found is not True and found is not False:  # a turn for each overlay that holds nothing here
+            path = found.path if type(found) is Edge else None
+            if type(path) is not NodeIO:
+                return found.try_preadv(offset, bufs, nbytes)
+            length = path._sized.length
+            if end > length:  # behind the end of a backing file there are zeroes
+                return 0 <= length <= offset and fill_zero(bufs)
+            found = path._try_read(offset, bufs, nbytes)
+        return found
 
     def try_pwritev(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool:
         """Write *bufs* now, within the disk, or answer False having written nothing."""
@@ -574,8 +587,12 @@ class NodeIO:
             self.native_fua = driver.capabilities.fua is Capability.NATIVE and self.maps_writes is None
             self._sized = driver
             if not (node.copy_on_read or node.flags.inactive or self.starts_stack):
-                if kind.try_preadv is not BlockDriver.try_preadv:
-                    self._lane_read = self._try_whole_blocks if self._mask else driver.try_preadv
+                if self._mask and kind.try_preadv is not BlockDriver.try_preadv:
+                    self._lane_read = self._try_whole_blocks
+                elif kind.try_descend is not BlockDriver.try_descend:
+                    self._lane_read = driver.try_descend
+                elif kind.try_preadv is not BlockDriver.try_preadv:
+                    self._lane_read = driver.try_preadv
                 writable = not node.flags.read_only and node.detect_zeroes is DetectZeroes.OFF
                 if writable and kind.try_pwritev is not BlockDriver.try_pwritev:
                     self._lane_write = self._try_write_whole_blocks if self._mask else driver.try_pwritev

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from blockio import BlockBackend, img
 from blockio import open as open_image
 from blockio.driver.gate import AllowAll
+from blockio.errors import NoMedium
 from blockio.graph.mutate import set_backing
 from blockio.graph.open import open_node
 from blockio.io import NodeIO
@@ -102,6 +103,27 @@ async def test_a_backing_file_that_ends_early(tmp_path: Path) -> None:
         assert fast(blk, CLUSTER, 1025) is None, "two requests: some below, some nowhere"
         assert fast(blk, CLUSTER + 1024, 3000) == bytes(3000)
         assert await slow(blk, CLUSTER, 4096) == whole[CLUSTER : CLUSTER + 4096]
+
+
+async def test_a_layer_that_is_lost_is_no_layer_that_ends_early(tmp_path: Path) -> None:
+    base = tmp_path / "base.raw"
+    base.write_bytes(pattern(SIZE))
+    middle = await overlay(tmp_path / "middle.qcow2", base)
+    async with opened(await overlay(tmp_path / "top.qcow2", middle)) as blk:
+        assert fast(blk, CLUSTER, 512) == pattern(SIZE)[CLUSTER : CLUSTER + 512]
+        root = blk.root
+        assert root is not None
+        edge = root.node.backing
+        assert edge is not None
+        io = edge.node.path
+        assert isinstance(io, NodeIO)
+        async with io.request(0, CLUSTER, serialising=True):
+            assert fast(blk, CLUSTER, 512) is None, "somebody is at work below"
+        edge.node.corrupted("on purpose", fatal=True)
+        assert fast(blk, CLUSTER, 512) is None
+        assert fast(blk, 0, 512) is None
+        with pytest.raises(NoMedium):
+            await blk.co_preadv(CLUSTER, bytearray(512))
 
 
 async def test_a_chain_longer_than_a_call_stack(tmp_path: Path) -> None:

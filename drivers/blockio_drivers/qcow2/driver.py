@@ -414,6 +414,10 @@ class Qcow2Driver(Qcow2Lifecycle):
         """From memory's tables, down to the backing file."""
         return not self._image.blind and self._lanes.try_preadv(offset, bufs, nbytes)
 
+    def try_descend(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool | Child:
+        """As ``try_preadv``, but for what is below."""
+        return not self._image.blind and self._lanes.try_descend(offset, bufs, nbytes)
+
     def try_pwritev(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool:
         """Into clusters of our own."""
         return not self._image.blind and self._lanes.try_pwritev(offset, bufs, nbytes)

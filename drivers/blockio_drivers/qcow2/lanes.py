@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from blockio.aio.flight import Flight
     from blockio.aio.grace import GracePeriod
+    from blockio.driver.child import Child
     from blockio_drivers.qcow2.image import Freed, Image
     from blockio_drivers.qcow2.mapping import Mapping
 
@@ -86,14 +87,27 @@ class Lanes:
 
     def try_preadv(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool:
         """From plain clusters that lie side by side in the file, from below, or zeroes."""
+        found = self.try_descend(offset, bufs, nbytes)
+        return found if isinstance(found, bool) else found.try_preadv(offset, bufs, nbytes)
+
+    def try_descend(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool | Child:
+        """As ``try_preadv``, but for what is below: the backing child then."""
+        if self._slices.get(offset >> self._slice_shift) is None and (offset & self._l1_mask) + nbytes <= self._l1_mask:
+            # What ``_to_read`` says where an overlay holds nothing, without the call: a quarter of what a layer costs.
+            image = self._image
+            l1 = image.l1
+            index = offset >> self._l1_shift
+            if index < len(l1) and not l1[index] & L1_OFFSET_MASK and not image.dead and self._file.debug_event is None:
+                return image.driver.backing or fill_zero(bufs)
         host = self._to_read(offset, nbytes)
         if host > 0:
             return self._file.try_preadv(host, bufs, nbytes)
         if host == 0 or self._file.debug_event is not None:  # a listener hears of reads from below
             return False
-        backing = self._image.driver.backing
-        if host == _BELOW and backing is not None:
-            return backing.try_preadv(offset, bufs, nbytes) or (offset >= backing.length and fill_zero(bufs))
+        if host == _BELOW:
+            backing = self._image.driver.backing
+            if backing is not None:
+                return backing
         return fill_zero(bufs)
 
     def try_pwritev(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool:

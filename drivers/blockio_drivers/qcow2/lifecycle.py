@@ -200,6 +200,7 @@ class Qcow2Lifecycle(FormatDriver):
         # One call less for each request.
         vars(self).update(
             try_preadv=lanes.try_preadv,
+            try_descend=lanes.try_descend,
             try_pwritev=lanes.try_pwritev,
             start_preadv=lanes.start_preadv,
             start_pwritev=lanes.start_pwritev,
