@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import pkgutil
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +19,7 @@ from blockio.img.options import split_options
 from blockio.img.resizing import ShrinkRefused
 from blockio.testing.driver import MemoryDisk
 from blockio.types import PreallocMode
+from tests.support.qemu import qemu_img, qemu_io
 
 MIB = 1 << 20
 
@@ -99,6 +101,23 @@ async def test_a_disk_that_cannot_be_read_is_named() -> None:
         one.fail = BlockError(errno=errno.EIO)
         with pytest.raises(ReadFailed, match="Error while reading offset 0 of left: Input/output error"):
             await img.compare(img.Image(options=one.options(), label="left"), img.Image(options=two.options()))
+
+
+@pytest.mark.peer("qemu-img", "qemu-io")
+async def test_a_failed_read_is_told_by_its_extent_as_qemu_tells_it(tmp_path: Path) -> None:
+    """Neighbouring extents are read at once, and the one that cannot be is looked for."""
+    disk, raw = tmp_path / "a.qcow2", tmp_path / "b.raw"
+    qemu_img("create", "-q", "-f", "qcow2", disk, "1M")
+    qemu_io(disk, "write -P 1 64k 64k", "write -P 1 0 64k", "write -P 1 128k 64k", format="qcow2")
+    qemu_img("convert", "-f", "qcow2", "-O", "raw", disk, raw)
+    debug = {"driver": "blkdebug", "image": {"driver": "file", "filename": str(disk)}}
+    for event, sector in (("read_aio", 0x50000 // 512), ("read_aio", 0x60000 // 512), ("read_aio", 0x70000 // 512)):
+        inject = [{"event": event, "sector": sector, "errno": 5}]
+        name = "json:" + json.dumps({"driver": "qcow2", "file": {**debug, "inject-error": inject}})
+        theirs = qemu_img("compare", "-F", "raw", name, raw, check=False)
+        with pytest.raises(ReadFailed) as caught:
+            await img.compare(name, img.Image(filename=str(raw), format="raw"))
+        assert caught.value.message in theirs.stderr
 
 
 async def test_a_map_has_no_gaps_and_its_neighbours_differ(tmp_path: Path) -> None:
