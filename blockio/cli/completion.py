@@ -1,6 +1,6 @@
 """``blockio completion SHELL``: what a shell needs to complete the tools' command lines, made from their own tables.
 
-Load it with ``source <(blockio completion bash)`` or ``blockio completion fish | source``.
+Load it with ``source <(blockio completion bash)``, in zsh alike, or ``blockio completion fish | source``.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ if TYPE_CHECKING:
 
 __all__ = ["SHELLS", "main"]
 
-SHELLS: Final = ("bash", "fish")
+SHELLS: Final = ("bash", "fish", "zsh")
 
 _HELP: Final = """\
-Usage: {prog} bash | fish
+Usage: {prog} bash | fish | zsh
 
 Prints what the shell needs to complete the command lines of blockio:
 
   source <(blockio completion bash)
   blockio completion fish | source
+  source <(blockio completion zsh)     (after compinit)
 """
 
 
@@ -35,7 +36,7 @@ def main(words: Sequence[str], prog: str) -> int:
     if len(words) != 1 or words[0] not in SHELLS:
         sys.stderr.write(_HELP.format(prog=prog))
         return 1
-    write: dict[str, Callable[[list[_Place]], str]] = {"bash": _bash, "fish": _fish}
+    write: dict[str, Callable[[list[_Place]], str]] = {"bash": _bash, "fish": _fish, "zsh": _zsh}
     sys.stdout.write(write[words[0]](list(_places())))
     return 0
 
@@ -49,8 +50,9 @@ class _Choice(NamedTuple):
     values: tuple[str, ...]
     """What the argument may be; empty: anything, such as a file."""
     help: str
+    metavar: str = ""
     attached: bool = False
-    """The argument can only follow a ``=``."""
+    """The argument can only follow a ``=``, and may be left out."""
 
 
 class _Place(NamedTuple):
@@ -87,6 +89,7 @@ def _places() -> Iterator[_Place]:
                 action.nargs != 0,
                 tuple(map(str, action.choices or ())),
                 action.help or "",
+                str(action.metavar or action.dest),
             )
             for action in parser("blockio bench")._actions
             if action.option_strings
@@ -121,7 +124,7 @@ def _choice(option: Option, values: dict[str, tuple[str, ...]]) -> _Choice:
     found: tuple[str, ...] = ()
     if option.metavar:
         found = values.get(option.metavar) or values.get(option.key, ())
-    return _Choice(option.names, bool(option.metavar), found, option.help, option.optional)
+    return _Choice(option.names, bool(option.metavar), found, option.help, option.metavar, option.optional)
 
 
 # -- bash
@@ -230,3 +233,72 @@ def _fished(text: str) -> str:
     """*text* as one word of fish, in quotes."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
+
+
+# -- zsh
+
+_ZSH: Final = """\
+#compdef blockio blockio-img blockio-io
+# Completion of blockio's command lines for zsh: source <(blockio completion zsh)
+_blockio() {{
+    local place="" word
+    local -i at=1 next
+    local -a specs
+    case ${{words[1]:t}} in
+        blockio-img) place=img ;;
+        blockio-io) place=io ;;
+        *) if (( CURRENT > 2 )); then place=${{words[2]}}; at=2; fi ;;
+    esac
+    if [[ $place == img ]]; then
+        for (( next = at + 1; next < CURRENT; next++ )); do
+            if [[ ${{words[next]}} != -* ]]; then place="img ${{words[next]}}"; at=next; break; fi
+        done
+    fi
+    words=("${{(@)words[at,-1]}}")
+    (( CURRENT -= at - 1 ))
+    case $place in
+{places}
+        *) specs=('*: :_default') ;;
+    esac
+    _arguments -s : $specs
+}}
+if [[ $funcstack[1] == _blockio ]]; then
+    _blockio "$@"
+else
+    compdef _blockio blockio blockio-img blockio-io
+fi
+"""
+
+
+def _zsh(places: list[_Place]) -> str:
+    cases = []
+    for place in places:
+        specs = " ".join(map(_zsh_quoted, _zsh_specs(place)))
+        cases.append(f"        {_zsh_quoted(place.path)}) specs=({specs}) ;;")
+    return _ZSH.format(places="\n".join(cases))
+
+
+def _zsh_specs(place: _Place) -> Iterator[str]:
+    """What ``_arguments`` is told: options, and then words or files."""
+    for option in place.options:
+        for name in option.names:
+            end, argument = "", ""
+            if option.takes:
+                end = "=-" if option.attached else "=" if name.startswith("--") else "+"
+                action = f"({' '.join(option.values)})" if option.values else "_files"
+                argument = f"{'::' if option.attached else ':'}{_zsh_escaped(option.metavar)}:{action}"
+            yield f"*{name}{end}[{_zsh_escaped(option.help)}]{argument}"
+    if place.words:
+        words = " ".join(f"{word}\\:{shlex.quote(_zsh_escaped(text))}" for word, text in place.words)
+        yield f"1: :(({words}))"
+    else:
+        yield "*:file:_files"
+
+
+def _zsh_escaped(text: str) -> str:
+    """*text* as a part of one of those, between colons or brackets."""
+    return "".join(f"\\{letter}" if letter in "\\:[]" else letter for letter in text)
+
+
+def _zsh_quoted(text: str) -> str:
+    return "'" + text.replace("'", "'\\''") + "'"
