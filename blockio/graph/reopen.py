@@ -80,7 +80,7 @@ def changed_options(node: BlockNode, given: Mapping[str, Any]) -> tuple[dict[str
     """
     cls = node.driver_class
     options = nest(cls.join_options(flatten(node.options), flatten(given)))
-    for name in given:
+    for name in nest(flatten(given)):
         if name not in cls.Options.__struct_encode_fields__:
             raise OptionError(f"Cannot change the option '{name}'")
     typed = convert_options(cls.Options, options, cls.name)

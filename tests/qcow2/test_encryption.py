@@ -25,6 +25,7 @@ from blockio.driver.base import CheckFix
 from blockio.driver.inspection import FindingKind
 from blockio.driver.snapshots import SnapshotInfo
 from blockio.errors import BlockError, CorruptImage, LimitExceeded, OptionError, UnsupportedFeature
+from blockio.graph.reopen import reopen
 from blockio.testing.cancel import explore_cancellations
 from blockio.testing.faults import explore_faults
 from blockio.testing.guest import Guest
@@ -333,6 +334,26 @@ async def test_somebody_else_had_the_image() -> None:
         assert await disk.read(0, 1536) == b"a" * 512 + b"b" * 512 + b"c" * 512
     async with encrypted(image, encrypt={"key-secret": "n"}) as disk:
         assert await disk.read(1024, 512) == b"c" * 512
+
+
+async def test_a_reopen_names_an_encryption_that_fits(tmp_path: Path) -> None:
+    """As QEMU has it: another secret is believed, for the key is known already."""
+    path = tmp_path / "image.qcow2"
+    path.write_bytes((await new_image(MIB, **LUKS)).data)
+    async with blockio.open(options=node(path)) as blk:
+        assert blk.bs is not None
+        await blk.co_pwritev(0, b"a" * 512)
+        for name, value, words in (
+            ("encrypt.format", "aes", "Header reported 'luks' encryption format but options specify 'aes'"),
+            ("encrypt.foo", "x", "Parameter 'foo' is unexpected"),
+        ):
+            with pytest.raises(OptionError, match=words):
+                await reopen(blk.bs, options={name: value})
+        await reopen(blk.bs, options={"encrypt.key-secret": "nobody", "encrypt.format": "luks"})
+        await blk.co_pwritev(512, b"b" * 512)
+        memory = bytearray(512)
+        await blk.co_preadv(0, memory)
+        assert memory == b"a" * 512
 
 
 # -- three lives

@@ -99,20 +99,17 @@ class Qcow2Lifecycle(FormatDriver):
 
     async def _unlock(self, before: Image | None = None) -> None:
         """Find how data is encrypted, and the key: that of *before*, where it is the same."""
-        image, given = self._image, self._options.encrypt
-        header = image.header
+        image, header = self._image, self._image.header
         if before is not None and before.encryption is not None and before.header.same_encryption(header):
             await before.encryption.refresh()  # whoever gave us the secret may have taken it back
             image.encryption = before.encryption
             return
         self.encrypted = header.crypt_method != CryptMethod.NONE
-        if not self.encrypted and not given:
-            return
-        # reason: most images are not encrypted, and the ciphers take time to load
-        from blockio_drivers.qcow2.encryption import check_options, open_encryption  # noqa: PLC0415
-
-        secret = check_options(given, header.crypt_method)
+        secret = _secret_in(self._options, header)
         if self.encrypted:
+            # reason: most images are not encrypted, and the ciphers take time to load
+            from blockio_drivers.qcow2.encryption import open_encryption  # noqa: PLC0415
+
             image.encryption = await open_encryption(self.file, header, secret, self.host)
 
     def _clean(self) -> None:
@@ -412,6 +409,7 @@ class Qcow2Lifecycle(FormatDriver):
         if was and not state.flags.read_only and header.corrupt and not state.flags.check:
             raise CorruptImage("qcow2: Image is corrupt; cannot be opened read/write", 13)
         state.notes["tuning"] = Tuning.of(state.options, header, self.host.trust)
+        _secret_in(state.options, header)
         behind = image.armed or self._mapping.dirty or self._allocator.dirty  # disarmed and dirty: a try that failed
         if behind and image.writable and (state.flags.read_only or state.options != self._options):
             image.armed = False  # what is stored must be made fit for changes again, should this come to nothing
@@ -464,6 +462,16 @@ class Qcow2Lifecycle(FormatDriver):
         self._snapshots.succeed(snapshots)
         self._bitmaps = bitmaps
         bitmaps.use(self._allocator)
+
+
+def _secret_in(options: Qcow2Options, header: Header) -> str | None:
+    """The id of the secret for the data, if any. OptionError where *options* do not fit the image's encryption."""
+    if header.crypt_method == CryptMethod.NONE and not options.encrypt:
+        return None
+    # reason: as in ``_unlock``
+    from blockio_drivers.qcow2.encryption import check_options  # noqa: PLC0415
+
+    return check_options(options.encrypt, header.crypt_method)
 
 
 async def _worded(what: str, work: Awaitable[T]) -> T:
