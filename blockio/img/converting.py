@@ -25,6 +25,7 @@ from blockio.types import Capability, OpenFlags
 if TYPE_CHECKING:
     from blockio.backend import BlockBackend
     from blockio.driver.gate import OpenGate
+    from blockio.img.digesting import OrderedChecksum
     from blockio.img.limiting import RateLimit
     from blockio.img.resuming import Checkpoints, ResumablePlace
     from blockio.types import Limits
@@ -78,8 +79,8 @@ async def convert(
     matters.
 
     *digest* names the algorithm of a checksum, made in the same pass, of what was written: what ``img.digest`` says of
-    the target afterwards, as far as the sources reach. All must be read for it: OptionError with a backing file,
-    *copy_offload* or into a pipe.
+    the target afterwards, as far as the sources reach. All must be read for it: OptionError with a backing file or
+    *copy_offload*.
 
     *resume*: what an interrupted or failed conversion has got done stays, and the next call with the same arguments
     goes on from there, after a crash of the machine as well; see ``resuming``. The target must be a new regular file,
@@ -149,8 +150,8 @@ async def convert(
         if digest is not None:
             from blockio.img.digesting import OrderedChecksum, hash_disk  # noqa: PLC0415  # few conversions make one
 
-            if copy_offload or backing_file is not None or isinstance(target, Pipe):
-                raise OptionError("A digest needs all data: it goes with no copy offloading, backing file or pipe")
+            if copy_offload or backing_file is not None:
+                raise OptionError("A digest needs all data: it goes with no copy offloading and no backing file")
             ordered = stack.enter_context(OrderedChecksum(digest))
         if isinstance(target, Pipe):
             from blockio.img.streaming import stream_disks  # noqa: PLC0415  # as above
@@ -167,10 +168,19 @@ async def convert(
                 backing_length=None if backing_file is None else -1,
                 salvage=salvage,
                 limit=limit,
+                checksum=ordered,
                 on_warning=on_warning,
             )
             meter.finish()
-            return ConvertResult(output.name, format, start, streamer.copied, streamer.zeroed, streamer.salvaged)
+            return ConvertResult(
+                output.name,
+                format,
+                start,
+                streamer.copied,
+                streamer.zeroed,
+                streamer.salvaged,
+                _summed(output, digest, ordered, start),
+            )
         place: Place
         resumable: ResumablePlace | None = None
         if resume:
@@ -259,9 +269,15 @@ async def convert(
         copier.copied,
         copier.zeroed,
         copier.salvaged,
-        None if digest is None or ordered is None else DigestResult(output.name, digest, ordered.hexdigest(), start),
+        _summed(output, digest, ordered, start),
         since,
     )
+
+
+def _summed(output: Image, algorithm: str | None, ordered: OrderedChecksum | None, size: int) -> DigestResult | None:
+    if algorithm is None or ordered is None:
+        return None
+    return DigestResult(output.name, algorithm, ordered.hexdigest(), size)
 
 
 def _plan(

@@ -90,6 +90,8 @@ class Kind(Enum):
 
     COPY = "copy"
     ZERO = "zero"
+    NONE = "none"
+    """Nothing: the target is zero there already, and only a checksum has to be told."""
 
 
 class Piece(NamedTuple):
@@ -271,12 +273,12 @@ class Copier:
                 return
             number = self._taken
             self._taken += 1
-            if take is not None:
+            if take is not None and piece.kind is not Kind.NONE:
                 await take(piece.nbytes)
-            if piece.kind is Kind.ZERO and self._sparse:
+            if piece.kind is Kind.NONE or (piece.kind is Kind.ZERO and self._sparse):
                 await self._turn(number)
                 self._pass_on(number)
-                if not self._zero_init:
+                if not self._zero_init and piece.kind is Kind.ZERO:
                     await self._write_zeroes(piece.offset, piece.nbytes)
                 if self._checksum is not None:
                     await self._checksum.zeroes(number, piece.nbytes)

@@ -73,7 +73,7 @@ async def _begin(target: Target, image: ImageStream) -> None:
 
 
 class _Streamer(Copier):
-    """Copies what is ``todo``, all of it as data."""
+    """Copies what is ``todo``, all of it as data; a checksum is told of the zeroes in between, too."""
 
     todo: list[tuple[int, int]]
 
@@ -92,9 +92,16 @@ class _Streamer(Copier):
     async def _pieces(self) -> AsyncIterator[Piece]:
         sources = iter(self._sources)
         source = next(sources)
+        done = 0
         for offset, nbytes in self.todo:
-            for at in range(offset, offset + nbytes, CHUNK):
+            if self._checksum is not None and offset > done:
+                yield Piece(Kind.NONE, source, done, offset - done)
+            done = offset + nbytes
+            for at in range(offset, done, CHUNK):
                 while at >= source.start + source.size:
                     source = next(sources)
                 # It may reach into the sources that follow.
-                yield Piece(Kind.COPY, source, at, min(CHUNK, offset + nbytes - at))
+                yield Piece(Kind.COPY, source, at, min(CHUNK, done - at))
+        end = self._sources[-1].start + self._sources[-1].size
+        if self._checksum is not None and end > done:
+            yield Piece(Kind.NONE, source, done, end - done)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pty
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.qemu import assert_clean, pattern
+from tests.support.qemu import assert_clean, pattern, qemu_img
 
 MIB = 1 << 20
 OURS = [sys.executable, "-c", "import sys\nfrom blockio.cli.main import main\nsys.exit(main(sys.argv[1:]))"]
@@ -30,8 +31,9 @@ def img(folder: Path, *words: str, prog: str = "blockio-img", data: bytes = b"")
 
 @pytest.mark.peer("qemu-img")
 def test_an_image_goes_from_command_to_command(folder: Path) -> None:
-    streamed = img(folder, "convert", "-f", "raw", "-O", "qcow2", "big.raw", "-")
-    assert (streamed.returncode, streamed.stderr) == (0, b"")
+    streamed = img(folder, "convert", "-f", "raw", "-O", "qcow2", "--digest", "big.raw", "-")
+    digest = hashlib.sha256((folder / "big.raw").read_bytes()).hexdigest()
+    assert (streamed.returncode, streamed.stderr.decode()) == (0, f"{digest}  -\n")
     (folder / "x.qcow2").write_bytes(streamed.stdout)
     assert_clean(folder / "x.qcow2")
     back = img(folder, "convert", "-f", "qcow2", "-O", "raw", "-", "-", data=streamed.stdout)
@@ -40,6 +42,17 @@ def test_an_image_goes_from_command_to_command(folder: Path) -> None:
     new = img(folder, "create", "-f", "qcow2", "-", "1G")
     (folder / "new.qcow2").write_bytes(new.stdout)
     assert_clean(folder / "new.qcow2")
+
+
+@pytest.mark.peer("qemu-img")
+def test_what_comes_from_a_pipe_goes_into_a_data_file_too(folder: Path) -> None:
+    content = (folder / "big.raw").read_bytes()
+    words = ["convert", "-f", "raw", "-O", "qcow2", "-o", f"data_file={folder}/new.data", "-", "new.qcow2"]
+    assert img(folder, *words, "--spool-limit=1k", data=content).returncode == 1
+    assert [path.name for path in folder.iterdir()] == ["big.raw"]
+    assert img(folder, *words, data=content).returncode == 0
+    assert_clean(folder / "new.qcow2")
+    qemu_img("compare", "-f", "raw", "-F", "qcow2", folder / "big.raw", folder / "new.qcow2")
 
 
 def test_by_the_name_of_the_other_tool_it_is_a_file_like_any_other(folder: Path) -> None:

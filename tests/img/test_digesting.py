@@ -455,7 +455,7 @@ def test_mistakes_are_told(tmp_path: Path, tool: Callable[..., Said]) -> None:
     assert said == (
         1,
         "",
-        "blockio img: A digest needs all data: it goes with no copy offloading, backing file or pipe\n",
+        "blockio img: A digest needs all data: it goes with no copy offloading and no backing file\n",
     )
     assert tool("digest", "--output=xml", "disk.raw").status == 1
     os.truncate(tmp_path / "disk.raw", 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 import os
 import socket
 import threading
@@ -85,8 +86,11 @@ async def test_a_raw_disk_comes_out_in_order(tmp_path: Path) -> None:
     with MemoryDisk(0) as disk:
         disk.data[:] = pattern(5 * MIB) + bytes(4 * MIB) + pattern(3 * MIB + 512, seed=2)
         async with reader(tmp_path / "out") as pipe:
-            result = await img.convert(image_of(disk), pipe)
+            result = await img.convert(image_of(disk), pipe, digest="sha256-64k")
         assert (tmp_path / "out").read_bytes() == disk.data
+        assert result.digest == img.DigestResult(
+            "-", "sha256-64k", (await img.digest(image_of(disk), "sha256-64k")).digest, len(disk.data)
+        )
         assert (result.size, result.copied, result.filename) == (len(disk.data), len(disk.data), "-")
 
 
@@ -115,7 +119,11 @@ async def test_a_qcow2_image_comes_out_in_one_pass_and_is_clean(options: dict[st
                     file.write(letter.encode() * (48 * 1024 + 512))
             file.truncate(len(content))
         async with reader(out) as pipe:
-            await img.convert(img.Image(filename=str(source), format="raw"), pipe, "qcow2", options=options)
+            done = await img.convert(
+                img.Image(filename=str(source), format="raw"), pipe, "qcow2", options=options, digest="sha256"
+            )
+        assert done.digest is not None
+        assert done.digest.digest == hashlib.sha256(content).hexdigest()
         assert_clean(out)
         assert (await img.check(str(out))).clean
         await img.convert(img.Image(filename=str(out), format="qcow2"), str(tmp_path / "back.raw"))

@@ -205,7 +205,8 @@ async def execute(plan: _Plan, output: Output) -> int:
     if result.digest is not None:
         from blockio.cli.img.digest import digest_line  # noqa: PLC0415  # few conversions make one
 
-        output.out(digest_line(result.digest))
+        # Where the image goes to standard output, nothing else may.
+        (output.report if isinstance(target, Pipe) else output.out)(digest_line(result.digest))
     return 0
 
 

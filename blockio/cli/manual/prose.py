@@ -117,7 +117,8 @@ PROSE: Final[dict[str, Prose]] = {
             "img convert -O qcow2 disk.raw - | ssh host 'cat > disk.qcow2'`.",
             "`--digest` prints, as its last line, what `blockio img digest` says of the new image: a checksum of all "
             "that was read, made in the same pass, in the order of the disk whatever order the writes are in. It goes "
-            "with neither `-B` nor `-C`, which leave data unread, nor into a pipe.",
+            "with neither `-B` nor `-C`, which leave data unread. An image on standard output has its digest on "
+            "standard error.",
             "With `--resume` what is done stays when the command fails or is ended, by SIGKILL or a crash of the "
             "machine as well, and the same command goes on from there. It is in `.NAME.XXXXXXXX.part` beside the "
             "target, and `.NAME.XXXXXXXX.journal` says how far it is on stable storage; both are gone when the target "
