@@ -255,6 +255,8 @@ async def convert(
         await (copier.run() if checkpoints is None else checkpoints.during(copier.run()))
         if compress:
             await blk.co_pwrite_compressed(0, b"")
+        if again:
+            await resuming.mended(node)
         if bitmaps:
             from blockio.img.bitmapping import copy_bitmaps  # noqa: PLC0415  # as above
 

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from blockio.img.opening import ImageLike
     from blockio.types import Limits
 
-__all__ = ["Checkpoints", "ResumablePlace", "Rewriting", "Work", "refuse_unresumable", "remaining", "resumable_place"]
+__all__ = ["Checkpoints", "ResumablePlace", "Rewriting", "mended", "refuse_unresumable", "remaining", "resumable_place"]
 
 EVERY: Final = 64 << 20
 """Bytes that are written between two checkpoints, about: what an interruption costs at most, beside what is in
@@ -268,16 +268,8 @@ class ResumablePlace(Place):
         return Checkpoints(blk.co_flush, self._note, since=self.done)
 
     async def _mend(self, node: BlockNode, files: list[str]) -> None:
-        """Give back what the interrupted run had allocated and not used."""
-        assert node.driver is not None
         assert self._before is not None
-        sound = await in_worker(_inodes, files) == self._before.part
-        with suppress(UnsupportedFeature):  # a format that cannot be damaged has no check
-            found = await node.driver.co_check(CheckFix.NONE)
-            sound &= not (found.corruptions or found.check_errors)
-            if sound and found.leaks:
-                await node.driver.co_check(CheckFix.LEAKS)
-        if not sound:
+        if await in_worker(_inodes, files) != self._before.part or not await mended(node):
             raise CorruptImage(f"'{self._path}' as it was interrupted is damaged; the next run starts from nothing")
         for bitmap in node.dirty_bitmaps:  # they are copied last, all of them
             if bitmap.persistent and bitmap.name is not None:
@@ -340,6 +332,22 @@ class ResumablePlace(Place):
 
 
 # -- on the way
+
+
+async def mended(node: BlockNode) -> bool:
+    """Give back what an interrupted run had allocated and not used; False where the image is damaged.
+
+    Once before going on, so that it is used again; once at the end, for what a crash had lost behind the file's end
+    counts as a leak only when the file has grown over it.
+    """
+    assert node.driver is not None
+    with suppress(UnsupportedFeature):  # a format that cannot be damaged has no check
+        found = await node.driver.co_check(CheckFix.NONE)
+        if found.corruptions or found.check_errors:
+            return False
+        if found.leaks:
+            await node.driver.co_check(CheckFix.LEAKS)
+    return True
 
 
 class Checkpoints:

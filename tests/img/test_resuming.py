@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -355,6 +358,28 @@ async def test_cancelled_at_any_await_it_goes_on(tmp_path: Path, monkeypatch: py
         await in_worker(partial(whole, surely=True))
 
     assert await cancel_at_every_await(scenario, afterwards) > 10
+
+
+@pytest.mark.peer("qemu-img")
+def test_killed_at_any_step_it_goes_on(tmp_path: Path) -> None:
+    options = {"format": "qcow2", "compress": True, "digest": "sha256", "options": {"cluster_size": "16384"}}
+    work = tmp_path / "work"
+    work.mkdir()
+    content = pattern(3 * CHUNK) + bytes(CHUNK // 2) + pattern(CHUNK // 2 - 512)
+    (work / "source.raw").write_bytes(content)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.killed", work, json.dumps(options)],
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    resumed = json.loads(done.stdout)
+    # Nothing was there yet, some of it was, and in the end all of it, under its name.
+    assert {0, len(content)} <= set(resumed)
+    assert any(0 < done < len(content) for done in resumed)
+    assert len(resumed) > 15
+    qemu_img("compare", "-f", "raw", "-F", "qcow2", work / "source.raw", work / "new")
+    assert_clean(work / "new")
+    assert_clean(tmp_path / "before")
 
 
 # -- the lines
