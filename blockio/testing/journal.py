@@ -8,6 +8,7 @@ the next of these as well.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -123,12 +124,13 @@ class Journal:
         payload: bytes = b"",
         flags: RequestFlags | int = 0,
     ) -> Iterator[None]:
-        """Around a change of *disk*, now *length* bytes long. One that fails may have happened, until a flush."""
+        """Around a change of *disk*, now *length* bytes long. One that fails, or is cancelled, may have happened, until a
+        flush: whoever hears of its end knows that nothing of it is under way any more."""
         change = Change(next(self._numbers), self.tick(), disk, kind, offset, nbytes, length, payload)
         self.events.append(change)
         try:
             yield
-        except OSError:
+        except (OSError, asyncio.CancelledError):
             self._failed[disk].add(change.number)
             raise
         if flags & RequestFlags.FUA:

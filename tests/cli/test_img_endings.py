@@ -18,7 +18,7 @@ from typing import IO
 import pytest
 
 from tests.support.full_disk import small_file_system
-from tests.support.qemu import QemuIo, qemu_img
+from tests.support.qemu import QemuIo, assert_clean, qemu_img
 
 MIB = 1 << 20
 OURS = [sys.executable, "-c", "import sys\nfrom blockio.cli.main import main\nsys.exit(main(sys.argv[1:]))"]
@@ -73,6 +73,33 @@ def test_a_signal_leaves_nothing_of_an_existing_file_that_was_begun(folder: Path
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == -signal.SIGTERM
     assert names_in(folder) == ["big.raw"]
+
+
+@pytest.mark.peer("qemu-img")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_what_may_be_resumed_stays_when_a_signal_comes(folder: Path, number: signal.Signals) -> None:
+    words = ["--resume", "--progress=jsonl", "-O", "qcow2", "big.raw", "new"]
+    with crawling(folder, [*CRAWLING, *words]) as process:
+        begun(process.stderr)
+        process.send_signal(number)
+        assert process.wait(60) == -number
+    journal, part, *others = names_in(folder)
+    assert others == ["big.raw"]
+    refused, resumed = (
+        subprocess.run([*OURS, "blockio-img", "convert", "-f", "raw", *more, *words],
+        cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+        for more in (["-c"], [])
+    )  # fmt: skip
+    assert refused.returncode == 1
+    assert refused.stderr == (
+        "blockio-img: An interrupted conversion to 'new' has other options (compress)\n"
+        f"Remove '{part}' and '{journal}' to give it up.\n"
+    )
+    assert (resumed.returncode, resumed.stdout) == (0, "")
+    assert json.loads(resumed.stderr.splitlines()[-1])["done"] == 8 * MIB
+    assert names_in(folder) == ["big.raw", "new"]
+    qemu_img("compare", "-f", "raw", "-F", "qcow2", "big.raw", "new", cwd=folder)
+    assert_clean(folder / "new")
 
 
 def test_what_must_exist_stays_when_a_signal_comes(folder: Path) -> None:
