@@ -124,8 +124,8 @@ class Journal:
         payload: bytes = b"",
         flags: RequestFlags | int = 0,
     ) -> Iterator[None]:
-        """Around a change of *disk*, now *length* bytes long. One that fails, or is cancelled, may have happened, until a
-        flush: whoever hears of its end knows that nothing of it is under way any more."""
+        """Around a change of *disk*, now *length* bytes long. One that fails, or is cancelled, may have happened, until
+        a flush: whoever hears of its end knows that nothing of it is under way any more."""
         change = Change(next(self._numbers), self.tick(), disk, kind, offset, nbytes, length, payload)
         self.events.append(change)
         try:
