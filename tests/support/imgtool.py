@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -81,18 +82,22 @@ def _text(data: bytes) -> str:
     return data.decode("utf-8", "surrogateescape")
 
 
-def contents(folder: Path, template: Path) -> dict[str, str]:
-    """Every file in *folder*, and what is in it: a raw file's bytes, a qcow2 image's description, health and disk."""
+def contents(folder: Path, *known: tuple[Path, str]) -> dict[str, str]:
+    """Every file in *folder*, and what is in it: a raw file's bytes, a qcow2 image's description, health and disk.
+
+    *known*: folders, each with what is to be said of a file that is there byte for byte.
+    """
     found: dict[str, str] = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            name = str(path.relative_to(folder))
-            known = template / name
-            if known.exists() and filecmp.cmp(path, known, shallow=False):
-                found[name] = "as it was"
-            else:
-                found[name] = _content(path)
+            name = path.relative_to(folder)
+            said = (what for other, what in known if _same(path, other / name))
+            found[str(name)] = next(said, "") or _content(path)
     return found
+
+
+def _same(one: Path, other: Path) -> bool:
+    return other.exists() and filecmp.cmp(one, other, shallow=False)
 
 
 def _content(path: Path) -> str:
@@ -151,15 +156,42 @@ def _disk(path: Path, named: list[str]) -> str:
 def _copy(names: Iterable[str], template: Path, folder: Path) -> None:
     """Copy with holes and all: they are what ``map`` shows."""
     (folder / "sub").mkdir(parents=True)
-    subprocess.run(["cp", "-a", "--parents", "--sparse=auto", *names, folder], cwd=template, check=True)
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (template / name).open("rb") as source, path.open("xb") as target:
+            _copy_data(source.fileno(), target.fileno())
+        shutil.copystat(template / name, path)
+
+
+def _copy_data(source: int, target: int) -> None:
+    size = os.fstat(source).st_size
+    os.truncate(target, size)
+    end = 0
+    while end < size:
+        try:
+            at = os.lseek(source, end, os.SEEK_DATA)
+        except OSError:  # nothing but a hole until the end
+            return
+        end = os.lseek(source, at, os.SEEK_HOLE)
+        while at < end:
+            at += os.copy_file_range(source, target, end - at, at, at)
 
 
 def run_both(script: list[str], names: Iterable[str], template: Path, scratch: Path) -> tuple[Outcome, Outcome]:
-    """Run the lines of *script* through both tools, each beside its own copies of *names*: (theirs, ours)."""
+    """Run the lines of *script* through both tools, each beside its own copies of *names*: (theirs, ours).
+
+    What both left byte for byte alike is not described: qemu-img would say the same of it.
+    """
     left, right, aside = scratch / "theirs", scratch / "ours", scratch / "aside"
+    names = list(names)
     for folder in (left, right):
         _copy(names, template, folder)
     aside.mkdir()
     theirs = [_theirs(line, left) for line in script]
     mine = [ours(line, right, aside) for line in script]
-    return Outcome(theirs, contents(left, template)), Outcome(mine, contents(right, template))
+    as_it_was = (template, "as it was")
+    return (
+        Outcome(theirs, contents(left, as_it_was, (right, "the same in both"))),
+        Outcome(mine, contents(right, as_it_was, (left, "the same in both"))),
+    )
