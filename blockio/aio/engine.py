@@ -20,6 +20,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, TypeVar, TypeVarTuple
 
 from blockio.aio.context import AioContext
@@ -187,9 +188,15 @@ class FileEngine:
             if isinstance(self._slow, Uring):
                 for memory in self._buffers:
                     self._slow.register_buf(memory)
-                ring, fd, alignment, batch = self._slow, self.fd, self._alignment, self.max_batch
-                self.start_preadv = ring.starter(fd, writes=False, alignment=alignment, batch=batch)
-                self.start_pwritev = ring.starter(fd, writes=True, alignment=alignment, batch=batch)
+                starter = partial(
+                    self._slow.starter,
+                    self.fd,
+                    direct=self.direct,
+                    alignment=self._alignment,
+                    batch=self.max_batch,
+                )
+                self.start_preadv = starter(writes=False)
+                self.start_pwritev = starter(writes=True)
         return self._slow
 
     def _choose(self) -> _Slow:

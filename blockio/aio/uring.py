@@ -345,14 +345,18 @@ class Uring:
         """As ``fallocate`` with FALLOC_FL flags *mode*."""
         await self._done(_Op(self, _OP_FALLOCATE, fd, offset, nbytes, mode, 0, None))
 
-    def starter(self, fd: int, *, writes: bool, alignment: int, batch: int) -> Start:
-        """The start of transfers on *fd* without a coroutine: of one buffer at a multiple of *alignment*."""
+    def starter(self, fd: int, *, writes: bool, direct: bool, alignment: int, batch: int) -> Start:
+        """The start of transfers on *fd* without a coroutine: of one buffer at a multiple of *alignment*.
+
+        *direct*: nothing is copied, so no size needs a kernel worker.
+        """
         opcode, fixed = (_OP_WRITE, _OP_WRITE_FIXED) if writes else (_OP_READ, _OP_READ_FIXED)
         from_buffer, addressof, buffers = self._from_buffer, self._addressof, self.buffers
         mask = alignment - 1
+        by_worker = MAX_TRANSFER if writes or direct else ASYNC_TRANSFER  # a buffered write goes to one by itself
 
         def start(offset: int, bufs: Sequence[Buffer], nbytes: int) -> Flight | None:
-            if len(bufs) != 1 or nbytes >= ASYNC_TRANSFER:
+            if len(bufs) != 1 or nbytes > MAX_TRANSFER:
                 return None
             try:
                 pin = from_buffer(bufs[0])
@@ -361,10 +365,11 @@ class Uring:
             address = addressof(pin)
             if address & mask:
                 return None
+            sqe = _SQE_ASYNC if nbytes >= by_worker else 0
             if buffers and (slot := buffers.find(address, nbytes)) >= 0:
-                op = _Op(self, fixed, fd, offset, address, nbytes, 0, pin, 0, batch, slot)
+                op = _Op(self, fixed, fd, offset, address, nbytes, 0, pin, sqe, batch, slot)
             else:
-                op = _Op(self, opcode, fd, offset, address, nbytes, 0, pin, 0, batch)
+                op = _Op(self, opcode, fd, offset, address, nbytes, 0, pin, sqe, batch)
             self._submit(op)
             return op
 

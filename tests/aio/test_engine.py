@@ -630,6 +630,11 @@ async def test_a_large_transfer_waits_for_nobody_and_nobody_copies_as_much_in_pl
             os.close(writer)
         assert not Uring.busy(AioContext.current())
         assert engine.try_preadv(0, [large], nbytes)
+        for start, worker in ((engine.start_preadv, uring._SQE_ASYNC), (engine.start_pwritev, 0)):
+            flight = start(nbytes, [large], nbytes)
+            assert isinstance(flight, uring._Op)
+            assert flight.entry[1] == worker, "a buffered write goes to a kernel's worker by itself"
+            assert await flight.land(nbytes)
 
 
 @needs_ring

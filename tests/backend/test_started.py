@@ -310,3 +310,13 @@ async def test_a_lane_that_always_declines_is_asked_seldom(blk: BlockBackend, wr
     await send(3 * STARTED_RUN)
     assert await send(STARTED_RUN) == 0
     assert counters.operations - before == 4 * STARTED_RUN
+
+
+async def test_large_ones_are_started_too(blk: BlockBackend) -> None:
+    started = blk.stats.write.started, blk.stats.read.started
+    memory = memory_of(blk, pattern(SIZE // 2, seed=9))
+    await blk.co_pwritev(SIZE // 4, memory)
+    other = blk.blockalign(SIZE // 2)
+    await blk.co_preadv(SIZE // 4, other)
+    assert other == memory
+    assert (blk.stats.write.started, blk.stats.read.started) == (started[0] + 1, started[1] + 1)
