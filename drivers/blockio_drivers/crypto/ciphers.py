@@ -5,6 +5,7 @@ sector costs ten times what the sector itself does, so whole runs go through AES
 
 * XTS is ECB between two exclusive-ors with the *tweaks* (IEEE 1619). The tweaks of all sectors of a run are made side
   by side: encrypting their IVs is one call, and doubling them in GF(2^128) is some operations on one long integer.
+  Those of few sectors are made one by one.
 * CBC decryption is ECB decryption and one exclusive-or with the ciphertext, shifted by a block.
 * CBC encryption depends on its own output. One chain does for a run: what it carries into a sector's first block is
   taken out of that block beforehand, and the IV put in its place. CTR's counter can be set anew.
@@ -31,6 +32,10 @@ _BLOCKS: Final = SECTOR // _BLOCK
 _WORDS: Final = SECTOR // 8
 _RUN: Final = 256
 """How many sectors go through at once: as much as the processor's cache holds along with what they need."""
+_FEW: Final = 16
+"""Up to so many sectors it takes less to make each one's tweaks by itself than those of all side by side."""
+_SHIFTED: Final = sum(1 << ((8 * _BLOCK + 1) * block) for block in range(_BLOCKS))
+_OVER: Final = sum(((1 << block) - 1) << (8 * _BLOCK * (block + 1)) for block in range(_BLOCKS))
 
 IvGenerator = Callable[[int, int], bytes]
 """From the number of the first sector and how many there are: their IVs, 16 bytes each, one behind the other."""
@@ -112,6 +117,9 @@ class SectorCipher:
     def _tweaks(self, sector: int, count: int) -> int:
         """The tweaks of all blocks of *count* sectors, as one number of as many bytes."""
         first = self._tweak_blocks.encrypt(self._make_ivs(sector, count))
+        if count <= _FEW:
+            starts = range(0, count * _BLOCK, _BLOCK)
+            return _number(b"".join([_doubled(_number(first[at : at + _BLOCK])) for at in starts]))
         tops = _top_bits(count)
         columns = int.from_bytes(first, "little")  # one block for each sector, side by side
         result = bytearray(count * SECTOR)
@@ -176,6 +184,18 @@ class _Blocks(threading.local):
         cipher = _cipher(key, modes.ECB())
         self.encrypt: Callable[[bytes], bytes] = cipher.encryptor().update
         self.decrypt: Callable[[bytes], bytes] = cipher.decryptor().update
+
+
+def _doubled(tweak: int) -> bytes:
+    """*tweak* times 1, x, x^2 … for all blocks of one sector.
+
+    One multiplication shifts it into each block by as many bits as it takes; what then reaches into the next block's
+    lowest bits, where that one has none of its own, is carried back as x^7 + x^2 + x + 1.
+    """
+    shifted = tweak * _SHIFTED
+    over = shifted & _OVER
+    carried = over >> (8 * _BLOCK)
+    return (shifted ^ over ^ carried ^ (carried << 1) ^ (carried << 2) ^ (carried << 7)).to_bytes(SECTOR, "little")
 
 
 def _number(block: bytes) -> int:
