@@ -41,7 +41,7 @@ async def create_image(
     flags: OpenFlags | None = None,
     trust: Limits | None = None,
     file_options: Mapping[str, Any] | None = None,
-) -> None:
+) -> list[str]:
     """Make *filename* a new, empty image of format *driver* as *options* (``CreateOptions``) say.
 
     An existing file is overwritten, as ``qemu-img create`` does. *file_options* are the protocol's own create
@@ -49,6 +49,9 @@ async def create_image(
     fails or is cancelled, a file that did not exist before is removed again. Errors carry QEMU's messages: ``Unknown
     file format 'x'``, ``Unknown protocol 'x'``, ``Invalid parameter 'x'``, ``Could not create 'X': …`` and what the
     format says.
+
+    Returns the paths of other files that were made for it and were not there before: who has to do away with the image
+    does so with them.
     """
     cls = _format(driver)
     protocol = _protocol(filename)
@@ -62,7 +65,8 @@ async def create_image(
         file_options = {**(file_options or {}), **(options or {})}
     assert issubclass(protocol, ProtocolDriver)
     typed_file = _convert(protocol, file_options or {})
-    async with _removed_on_failure(protocol, filename) as name:
+    others: list[str] = []
+    async with _removed_on_failure(protocol, filename) as (name, _):
         await protocol.co_create_file(name, typed_file)
         if issubclass(cls, FormatDriver):
             node = await open_node(
@@ -74,15 +78,17 @@ async def create_image(
             )
             async with _Creator(cls, node, path_factory, trust) as target:
                 await cls.co_create(target, typed)
+            others = target.others
+    return others
 
 
 @asynccontextmanager
-async def _removed_on_failure(protocol: type[ProtocolDriver], filename: str) -> AsyncIterator[str]:
-    """*filename* without its prefix. A file that is made inside, and was not there before, goes if that fails."""
+async def _removed_on_failure(protocol: type[ProtocolDriver], filename: str) -> AsyncIterator[tuple[str, bool]]:
+    """*filename* without its prefix, and whether there is none: a file made inside then goes if that fails."""
     name = protocol.parse_filename(filename).get("filename", filename)
     fresh = not await protocol.co_file_exists(name)
     try:
-        yield name
+        yield name, fresh
     except BaseException:
         if fresh:
             await finish(asyncio.ensure_future(_remove(protocol, name)))
@@ -157,6 +163,8 @@ class _Creator:
         self._path_factory = path_factory
         self._trust = trust
         self._edge: Edge | None = None
+        self.others: list[str] = []
+        """See ``create_image``."""
 
     async def __aenter__(self) -> _Creator:
         try:
@@ -186,7 +194,7 @@ class _Creator:
         protocol = _protocol(filename)
         if not issubclass(protocol, ProtocolDriver) or not _overrides(protocol, "co_create_file"):
             raise UnsupportedFeature(f"Protocol driver '{protocol.name}' does not support image creation")
-        async with _removed_on_failure(protocol, filename) as name:
+        async with _removed_on_failure(protocol, filename) as (name, fresh):
             empty = {"size": 0} if "size" in _fields(protocol) else {}
             await protocol.co_create_file(name, _convert(protocol, empty))
             node = await open_node(
@@ -204,6 +212,8 @@ class _Creator:
                 yield edge
             finally:
                 await detach_child(edge)
+        if fresh and protocol.name == "file":
+            self.others.append(name)
 
     @asynccontextmanager
     async def open_image(self) -> AsyncIterator[Child]:

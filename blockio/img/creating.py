@@ -73,11 +73,14 @@ class CreatePlan(msgspec.Struct):
                 shown[name] = self.texts[name]
         return CreateResult(self.filename, self.driver.name, self.values.get("size", 0), shown)
 
-    async def write(self, *, trust: Limits | None = None, onto: str | None = None) -> None:
-        """Write the image, under the name *onto* if there is one. What the storage does not know it is not told."""
+    async def write(self, *, trust: Limits | None = None, onto: str | None = None) -> list[str]:
+        """Write the image, under the name *onto* if there is one. What the storage does not know it is not told.
+
+        Returns what ``create_image`` does.
+        """
         options, file_options = self._sorted()
         try:
-            await create_image(
+            return await create_image(
                 self.driver.name,
                 self.filename if onto is None else onto,
                 options,

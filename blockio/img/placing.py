@@ -2,7 +2,7 @@
 
 A target that is a new file is written under a name of its own beside the final one (``.NAME.XXXXXXXX.part``) and gets
 its name when it is whole: who sees the name sees all of it. What is there already is written in place, as it may be a
-device or have links to it; when that fails half-way, a regular file is removed.
+device or have links to it; when that fails half-way, a regular file is removed, and so are the files made with it.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ class Place:
         """Where a regular file is in the end; None for everything else."""
         self._beside: str | None = None
         """Where it is meanwhile, if elsewhere."""
+        self._others: list[str] = []
+        """Files that were made for it, and have their names already."""
         self._ours = False
         """The regular file there is what we have made of it."""
 
@@ -59,7 +61,7 @@ class Place:
 
     async def _create(self, plan: CreatePlan) -> None:
         try:
-            await plan.write(trust=self._trust, onto=self._beside)
+            self._others = await plan.write(trust=self._trust, onto=self._beside)
         except BlockError as error:
             what = f"{self._output.name}: {self._failing.format(plan.driver.name)}: "
             raise self._by_final_name(error).prefixed(what) from error
@@ -101,8 +103,9 @@ class Place:
             return
         leftover = self._beside or self._final
         if leftover is not None and self._ours:
-            with suppress(OSError):
-                os.unlink(leftover)
+            for name in (leftover, *self._others):
+                with suppress(OSError):
+                    os.unlink(name)
         if self._beside is not None and isinstance(error, BlockError) and self._beside in error.message:
             raise self._by_final_name(error) from error
 

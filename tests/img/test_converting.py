@@ -139,6 +139,21 @@ async def test_a_failed_conversion_leaves_nothing_half_written(existed: bool, tm
     assert names_in(tmp_path) == []
 
 
+@pytest.mark.parametrize("existed", [False, True])
+async def test_a_failed_conversion_takes_away_the_data_file_that_it_made(existed: bool, tmp_path: Path) -> None:
+    data = tmp_path / "data.raw"
+    if existed:
+        data.write_bytes(b"somebody else's name, at least")
+    with MemoryDisk(0, fast=False) as disk:
+        disk.data[:] = two_chunks()
+        disk.fail = BlockError(errno=errno.EIO)
+        with pytest.raises(BlockError, match="error while reading at byte 0: Input/output error"):
+            await img.convert(
+                image_of(disk), str(tmp_path / "target.qcow2"), "qcow2", options={"data_file": str(data)}, workers=1
+            )
+    assert names_in(tmp_path) == (["data.raw"] if existed else [])
+
+
 async def test_a_target_that_cannot_be_made_costs_the_old_one_nothing(tmp_path: Path) -> None:
     target = tmp_path / "target.qcow2"
     target.write_bytes(b"what was there before")
