@@ -42,6 +42,7 @@ _LONGEST: Final = 1 << 30
 _QUEUE: Final = 4096
 
 _DATA: Final = int(StatusFlags.DATA)
+_COMPRESSED: Final = int(StatusFlags.COMPRESSED)
 _ZERO: Final = int(StatusFlags.ZERO)
 
 
@@ -252,8 +253,13 @@ class Copier:
             if self._salvage:
                 return Kind.COPY, min(nbytes, SECTOR)
             raise _at(error, f"error while reading block status at offset {at - source.origin}") from error
-        length = nbytes if status.length >= inside else status.length
         flags = int(status.flags)
+        length = status.length
+        if flags & _COMPRESSED and status.depth == 1:
+            # One cluster; its neighbours, of which there mostly are many, are asked for at once.
+            many = await source.node.path.co_block_statuses(at - source.origin, min(nbytes, self._chunk))
+            length = sum(many[0].lengths) if many[0].flags & _COMPRESSED else length
+        length = nbytes if length >= inside else length
         if flags & _ZERO:
             return (None if past_backing else Kind.ZERO), length
         if flags & _DATA or self._backing_length is None:

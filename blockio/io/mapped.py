@@ -17,11 +17,10 @@ from blockio.driver.debug import tell
 from blockio.io.memory import zero_vector
 from blockio.io.shield import shielded
 from blockio.io.workers import Workers
-from blockio.types import ExtentKind
+from blockio.types import Extent, ExtentKind
 
 if TYPE_CHECKING:
     from blockio.driver.base import Allocation, FormatDriver
-    from blockio.types import Extent
 
 __all__ = ["abandon", "allocate", "locate", "old_content", "read", "write"]
 
@@ -68,19 +67,33 @@ async def _read(driver: FormatDriver, offset: int, iov: IoVector) -> None:
     packed: list[tuple[int, IoVector, Extent]] = []
     async with Workers() as workers:
         while True:
-            part = iov.slice(at, extent.length)
             if extent.kind is _COMPRESSED:
-                packed.append((offset + at, part, extent))
-                packed_bytes += part.nbytes
-            elif not _read_now(driver, extent, offset + at, part):
-                await workers.add(_read_extent(driver, extent, offset + at, part))
-            at += extent.length
-            if packed and (packed_bytes >= _PACKED_TOGETHER or at == nbytes):
-                await workers.add(driver.co_read_packed(packed))
-                packed, packed_bytes = [], 0
+                for packed_extent in _neighbours(driver, extent, offset + at, nbytes - at):
+                    part = iov.slice(at, packed_extent.length)
+                    packed.append((offset + at, part, packed_extent))
+                    packed_bytes += part.nbytes
+                    at += part.nbytes
+                    if packed_bytes >= _PACKED_TOGETHER:
+                        await workers.add(driver.co_read_packed(packed))
+                        packed, packed_bytes = [], 0
+            else:
+                part = iov.slice(at, extent.length)
+                if not _read_now(driver, extent, offset + at, part):
+                    await workers.add(_read_extent(driver, extent, offset + at, part))
+                at += extent.length
             if at == nbytes:
+                if packed:
+                    await workers.add(driver.co_read_packed(packed))
                 return
             extent = await locate(driver, offset + at, nbytes - at)
+
+
+def _neighbours(driver: FormatDriver, extent: Extent, offset: int, nbytes: int) -> list[Extent]:
+    """The compressed *extent* at *offset* and those next to it, of which there mostly are many, from memory."""
+    for kind, lengths, hosts, child in driver.try_map_many(offset, nbytes)[:1]:
+        if kind is _COMPRESSED:
+            return [Extent(kind, length, host, child) for length, host in zip(lengths, hosts, strict=True)]
+    return [extent]
 
 
 def _read_now(driver: FormatDriver, extent: Extent, offset: int, part: IoVector) -> bool:

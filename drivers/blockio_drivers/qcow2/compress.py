@@ -14,14 +14,14 @@ from blockio.errors import CorruptImage
 from blockio_drivers.qcow2.header import CompressionType
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from zstandard import ZstdDecompressor
 
-__all__ = ["LEVELS", "compress_clusters", "decompress_cluster", "inflate", "unzstd"]
+__all__ = ["LEVELS", "compress_clusters", "decompress_cluster", "decompress_clusters"]
 
-_RAW_DEFLATE: Final = -15
-"""Raw deflate. Writers keep to a window of 4 KiB (-12); a reader with the largest window reads all of theirs, and
+_READ_WINDOW_BITS: Final = 15
+"""Writers keep to a window of 4 KiB (12); a reader with the largest window reads all of theirs, and
 those of programs that did not."""
 
 LEVELS: Final = range(1, 10)
@@ -83,45 +83,74 @@ def _zstd_compressor(level: int) -> Callable[[bytes | memoryview], bytes]:
 
 def decompress_cluster(kind: CompressionType, data: bytes | bytearray | memoryview, cluster_size: int) -> bytes:
     """Exactly *cluster_size* guest bytes from *data*. CorruptImage (EIO) where it does not hold them."""
-    if kind is CompressionType.ZLIB:
-        return inflate(data, cluster_size)
-    return unzstd(data, cluster_size)
+    out = bytearray(cluster_size)
+    decompress_clusters(kind, [(data, memoryview(out))])
+    return bytes(out)
 
 
-def inflate(data: bytes | bytearray | memoryview, cluster_size: int) -> bytes:
-    """*cluster_size* bytes from raw deflate *data*. CorruptImage for damaged or too little data."""
+def decompress_clusters(
+    kind: CompressionType, clusters: Iterable[tuple[bytes | bytearray | memoryview, memoryview]]
+) -> None:
+    """Fill each memory, of a cluster's size, from its data. CorruptImage as above; what is filled then is undefined."""
+    fill = _inflater() if kind is CompressionType.ZLIB else _unzstd()
+    for data, out in clusters:
+        fill(data, out)
+
+
+def _inflater() -> Callable[[bytes | bytearray | memoryview, memoryview], None]:
     # reason: most images have no compressed cluster
-    from isal import igzip_lib, isal_zlib  # noqa: PLC0415
+    from isal import igzip_lib  # noqa: PLC0415
 
-    try:
-        out = isal_zlib.decompressobj(wbits=_RAW_DEFLATE).decompress(data, cluster_size)
-    except igzip_lib.IsalError as error:  # type: ignore[misc]  # its stub declares an instance where the class is
-        raise CorruptImage(_DAMAGED) from error
-    if len(out) != cluster_size:
-        raise CorruptImage(_DAMAGED)
-    return out
+    def inflate(data: bytes | bytearray | memoryview, out: memoryview) -> None:
+        try:
+            inflated = igzip_lib.IgzipDecompressor(igzip_lib.DECOMP_DEFLATE, _READ_WINDOW_BITS).decompress(
+                data, len(out)
+            )
+        except igzip_lib.IsalError as error:  # type: ignore[misc]  # its stub declares an instance where the class is
+            raise CorruptImage(_DAMAGED) from error
+        if len(inflated) != len(out):
+            raise CorruptImage(_DAMAGED)
+        out[:] = inflated
+
+    return inflate
 
 
-def unzstd(data: bytes | bytearray | memoryview, cluster_size: int) -> bytes:
-    """*cluster_size* bytes from zstd frames in *data*.
-
-    CorruptImage for damaged or too little data, and, as in QEMU, where the last frame holds more.
-    """
+def _unzstd() -> Callable[[bytes | bytearray | memoryview, memoryview], None]:
     # reason: most images have no compressed cluster
     import zstandard  # noqa: PLC0415
 
     decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_ZSTD_WINDOW)
+
+    def unzstd(data: bytes | bytearray | memoryview, out: memoryview) -> None:
+        try:
+            if zstandard.frame_content_size(data) == len(out):
+                with decompressor.stream_reader(data, read_size=len(data)) as reader:
+                    filled = reader.readinto(out)
+                if filled != len(out):
+                    raise CorruptImage(_DAMAGED)
+            else:
+                out[:] = _of_unknown_size(decompressor, data, len(out))
+        except zstandard.ZstdError as error:
+            raise CorruptImage(_DAMAGED) from error
+
+    return unzstd
+
+
+def _of_unknown_size(
+    decompressor: ZstdDecompressor, data: bytes | bytearray | memoryview, cluster_size: int
+) -> bytes | memoryview:
+    """A cluster whose first frame does not say that it holds one.
+
+    CorruptImage for too little data, and, as in QEMU, where the last frame holds more.
+    """
     # Room for one byte more than there may be, so that a frame that goes on shows itself.
     out = memoryview(bytearray(cluster_size + 1))
-    try:
-        with decompressor.stream_reader(data, read_size=len(data)) as reader:
-            filled = reader.readinto(out)
-        if filled == cluster_size:
-            return bytes(out[:cluster_size])
-        if 0 < filled < cluster_size:
-            return _several_frames(decompressor, bytes(data), cluster_size)
-    except zstandard.ZstdError as error:
-        raise CorruptImage(_DAMAGED) from error
+    with decompressor.stream_reader(data, read_size=len(data)) as reader:
+        filled = reader.readinto(out)
+    if filled == cluster_size:
+        return out[:cluster_size]
+    if 0 < filled < cluster_size:
+        return _several_frames(decompressor, bytes(data), cluster_size)
     raise CorruptImage(_DAMAGED)
 
 

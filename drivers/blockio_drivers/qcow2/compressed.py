@@ -9,20 +9,25 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
+from blockio.buffers import IoVector, aligned_buffer
 from blockio.errors import LimitExceeded
+from blockio.types import HostOffset
 from blockio_drivers.qcow2.cache import MetadataCache
-from blockio_drivers.qcow2.compress import decompress_cluster
+from blockio_drivers.qcow2.compress import decompress_cluster, decompress_clusters
+from blockio_drivers.qcow2.image import finish
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from blockio.buffers import IoVector
     from blockio_drivers.qcow2.header import CompressionType
     from blockio_drivers.qcow2.image import Image
+    from blockio_drivers.qcow2.tables import CompressedCluster
 
 __all__ = ["CompressedReader"]
 
 _KEPT: Final = 4 << 20
+_SPARE: Final = 640 << 10
+"""What eight to sixteen clusters take before they are decompressed, and their last sectors."""
 _INLINE: Final = 64 << 10
 """A cluster up to this size is decompressed in place: that takes less time than handing it to a thread and back."""
 
@@ -35,6 +40,8 @@ class CompressedReader:
         size = image.geometry.cluster_size
         self.cache: MetadataCache[bytes] = MetadataCache(size, _KEPT // size, self._load, self._nothing)
         self._busy = 0
+        self._spare: list[memoryview] = []
+        """For stored bytes, as much as was ever in use at once: new memory costs the kernel as much as reading."""
 
     async def read(self, offset: int, iov: IoVector, descriptor: int) -> None:
         """Fill *iov* with the guest bytes at *offset*, all within the cluster that *descriptor* says.
@@ -48,7 +55,7 @@ class CompressedReader:
     async def read_several(self, pieces: Sequence[tuple[int, IoVector, int]]) -> None:
         """``read`` each (offset, memory, descriptor) of *pieces*. Whole clusters are not kept; their reader has them.
 
-        Cancelled, the thread ends its work on memory of its own; the caller's is not touched any more.
+        Cancelled, the memory is the caller's again when the thread that fills it has ended.
         """
         size = self._image.geometry.cluster_size
         whole: list[tuple[IoVector, int]] = []
@@ -57,26 +64,40 @@ class CompressedReader:
                 whole.append((iov, descriptor))
             else:
                 await self.read(offset, iov, descriptor)
-        if not whole:
-            return
-        self._must_be_small()
-        packed = await self._fetch([descriptor for _, descriptor in whole])
-        kind = self._image.header.compression_type
-        clusters = await asyncio.get_running_loop().run_in_executor(None, _decompress_all, kind, packed, size)
-        for (iov, _), cluster in zip(whole, clusters, strict=True):
-            iov.copy_from(cluster)
+        if whole:
+            self._must_be_small()
+            await finish(self._read_whole(whole))
 
-    async def _fetch(self, descriptors: list[int]) -> list[memoryview]:
+    async def _read_whole(self, whole: list[tuple[IoVector, int]]) -> None:
+        places = [self._image.geometry.compressed(descriptor) for _, descriptor in whole]
+        needed = sum(place.nbytes for place in places)
+        memory = self._spare.pop() if self._spare else aligned_buffer(_SPARE)
+        if needed > _SPARE:
+            memory = aligned_buffer(needed)
+        try:
+            packed = await self._fetch(places, memory)
+            kind = self._image.header.compression_type
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(None, _decompress_all, kind, packed, [iov for iov, _ in whole])
+        finally:
+            if len(memory) == _SPARE:
+                self._spare.append(memory)
+
+    async def _fetch(self, places: list[CompressedCluster], memory: memoryview) -> list[memoryview]:
         """The stored bytes of each; what lies side by side, as it does when it was written together, is one read."""
-        image = self._image
-        places = [image.geometry.compressed(descriptor) for descriptor in descriptors]
+        file = self._image.file
         start = min(place.offset for place in places)
         end = max(place.offset + place.nbytes for place in places)
         # Compressed clusters share sectors, so that the sum is a little more than the span of neighbours.
-        if end - start > sum(place.nbytes for place in places):
-            return [memoryview(await image.read(place.offset, place.nbytes)) for place in places]
-        data = memoryview(await image.read(start, end - start))
-        return [data[place.offset - start :][: place.nbytes] for place in places]
+        if end - start <= sum(place.nbytes for place in places):
+            await file.co_preadv(HostOffset(start), IoVector([memory[: end - start]], end - start))
+            return [memory[place.offset - start :][: place.nbytes] for place in places]
+        found, at = [], 0
+        for place in places:
+            found.append(memory[at : at + place.nbytes])
+            await file.co_preadv(place.offset, IoVector([found[-1]], place.nbytes))
+            at += place.nbytes
+        return found
 
     def _must_be_small(self) -> None:
         size = self._image.geometry.cluster_size
@@ -104,5 +125,9 @@ class CompressedReader:
         """What is kept here is never dirty."""
 
 
-def _decompress_all(kind: CompressionType, packed: list[memoryview], size: int) -> list[bytes]:
-    return [decompress_cluster(kind, data, size) for data in packed]
+def _decompress_all(kind: CompressionType, packed: list[memoryview], iovs: list[IoVector]) -> None:
+    straight = [(data, iov.views[0]) for data, iov in zip(packed, iovs, strict=True) if len(iov.views) == 1]
+    decompress_clusters(kind, straight)
+    for data, iov in zip(packed, iovs, strict=True):
+        if len(iov.views) > 1:
+            iov.copy_from(decompress_cluster(kind, data, iov.nbytes))
