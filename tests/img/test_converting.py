@@ -147,10 +147,10 @@ async def test_a_failed_conversion_takes_away_the_data_file_that_it_made(existed
     with MemoryDisk(0, fast=False) as disk:
         disk.data[:] = two_chunks()
         disk.fail = BlockError(errno=errno.EIO)
+        options = {"data_file": str(data)}
+        target = str(tmp_path / "target.qcow2")
         with pytest.raises(BlockError, match="error while reading at byte 0: Input/output error"):
-            await img.convert(
-                image_of(disk), str(tmp_path / "target.qcow2"), "qcow2", options={"data_file": str(data)}, workers=1
-            )
+            await img.convert(image_of(disk), target, "qcow2", options=options, gate=AllowAll(), workers=1)
     assert names_in(tmp_path) == (["data.raw"] if existed else [])
 
 
