@@ -14,17 +14,16 @@ from typing import Any, Final, get_args
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from blockio.backend import BlockBackend
 from blockio.backend.lanes import Lanes
 from blockio.types import OpenFlags, RequestFlags
 from tests.model.stacks import LENGTH, STACKS, Stack
+from tests.support.explore import few
 from tests.support.qemu import assert_clean, pattern
 
-_PROFILE: Final = settings.default or settings()
-_SETTINGS: Final = settings(_PROFILE, max_examples=max(5, _PROFILE.max_examples // 6))
 _BY_NAME: Final = {stack.name: stack for stack in STACKS}
 
 
@@ -120,7 +119,7 @@ def test_all_lanes_agree(name: str, aio: str) -> None:
         options, _ = stack.make(folder, aio)
         files = {path: path.read_bytes() for path in folder.iterdir()}
 
-        @_SETTINGS
+        @few(5, part=6)
         @given(requests=st.lists(_requests, min_size=1, max_size=25), timing=st.booleans())
         def explore(requests: list[Request], timing: bool) -> None:
             found = {}

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -30,12 +29,11 @@ from blockio.backend import AioRequest, BlockBackend
 from blockio.errors import UnsupportedFeature
 from blockio.types import OpenFlags, RequestFlags
 from tests.model.stacks import LENGTH, STACKS, Stack
+from tests.support.explore import few
 from tests.support.qemu import assert_clean, qemu_img
 
 _T = TypeVar("_T")
 
-_PROFILE = settings.default or settings()
-_SETTINGS = settings(_PROFILE, max_examples=max(6, _PROFILE.max_examples // 4), stateful_step_count=25)
 _ENGINES = ("threads", "io_uring")
 
 _lengths = st.one_of(
@@ -262,4 +260,4 @@ class Requests(RuleBasedStateMachine):
 )
 def test_requests(stack: Stack) -> None:
     machine: type[Requests] = type(f"Requests_{stack.name}", (Requests,), {"stack": stack})
-    run_state_machine_as_test(machine, settings=_SETTINGS)
+    run_state_machine_as_test(machine, settings=few(6, part=4, stateful_step_count=25))

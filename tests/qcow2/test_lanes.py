@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from blockio import BlockBackend, img
@@ -17,6 +17,7 @@ from blockio.errors import NoMedium
 from blockio.graph.mutate import set_backing
 from blockio.graph.open import open_node
 from blockio.io import NodeIO
+from tests.support.explore import few
 from tests.support.qemu import assert_clean, pattern
 
 K = 1024
@@ -182,7 +183,7 @@ async def test_a_corrupt_image_serves_nothing(tmp_path: Path) -> None:
         assert fast(blk, 0, 512) is None
 
 
-@settings(max_examples=12, deadline=None)
+@few(6)
 @given(st.data())
 async def test_the_lanes_agree(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """Random overlays; whatever a lane serves is what the slow one reads."""

@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from blockio.buffers import IoVector
@@ -18,7 +18,7 @@ from blockio.testing.guest import Guest
 from blockio.testing.memory import MemoryChild
 from tests.qcow2.engine import Disk, check_image, new_image, open_disk, qemu_reads
 from tests.qcow2.snapshot_work import SnapshotRig, digest
-from tests.support.explore import exploring
+from tests.support.explore import exploring, few
 
 SIZE = 1 << 18
 
@@ -87,7 +87,7 @@ class Model:
         assert {one.id for one in await self.disk.driver.co_snapshot_list()} == set(self.kept)
 
 
-@settings(max_examples=1000 if exploring() else 8)
+@few(8, part=2)
 @given(seed=st.integers(0, 1 << 32))
 @pytest.mark.peer("qemu-img")
 async def test_model(seed: int) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from blockio.aio.clock import ManualClock
 from blockio.throttle import Direction, ThrottleConfig, ThrottleGroup
+from tests.support.explore import few
 from tests.throttle.rig import Load, member_of
 
 READ, WRITE = Direction
@@ -35,7 +36,7 @@ def off_rate(history: Sequence[tuple[float, float]], rate: float, window: float)
     return worst / (rate * window)
 
 
-@settings(max_examples=6)
+@few(6, part=10)
 @given(
     rate=st.integers(2_000_000, 20_000_000),
     members=st.integers(1, 4),
@@ -60,7 +61,7 @@ async def test_bytes_without_burst(rate: int, members: int, depth: int, step: fl
     assert off_rate(history, rate, 0.1 + step) <= WITHIN
 
 
-@settings(max_examples=6)
+@few(6, part=10)
 @given(
     rate=st.integers(1000, 50_000),
     size=st.sampled_from([0, 512, 4096]),
@@ -78,7 +79,7 @@ async def test_operations(rate: int, size: int, members: int, seed: int) -> None
     assert off_rate([(now, operations) for now, _, operations in load.history], rate, window) <= WITHIN
 
 
-@settings(max_examples=3)
+@few(3, part=10)
 @given(rate=st.integers(100_000, 1_000_000), factor=st.integers(2, 5), length=st.integers(2, 3), seed=st.integers(0, 9))
 async def test_a_burst_then_the_average(rate: int, factor: int, length: int, seed: int) -> None:
     high = rate * factor
