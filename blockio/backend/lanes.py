@@ -49,11 +49,11 @@ def fast_lane(
             return False
         bufs: Sequence[Buffer]
         kind = type(iov)
-        if kind is bytearray or (writes and kind is bytes):
-            nbytes = len(iov)  # type: ignore[arg-type]  # mypy does not narrow by ``kind``, and asking twice costs
+        if kind is memoryview:  # read-only or with gaps: the engine's BufferError tells, for nothing
+            nbytes = iov.nbytes  # type: ignore[union-attr]  # mypy does not narrow by ``kind``, and asking twice costs
             bufs = (iov,)  # type: ignore[assignment]  # as above
-        elif kind is memoryview:  # read-only or with gaps: the engine's BufferError tells, for nothing
-            nbytes = iov.nbytes  # type: ignore[union-attr]  # as above
+        elif kind is bytearray or (writes and kind is bytes):
+            nbytes = len(iov)  # type: ignore[arg-type]  # as above
             bufs = (iov,)  # type: ignore[assignment]  # as above
         else:
             checked = vector(iov)

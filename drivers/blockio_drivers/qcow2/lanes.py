@@ -92,8 +92,17 @@ class Lanes:
 
     def try_descend(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool | Child:
         """As ``try_preadv``, but for what is below: the backing child then."""
-        if self._slices.get(offset >> self._slice_shift) is None and (offset & self._l1_mask) + nbytes <= self._l1_mask:
-            # What ``_to_read`` says where an overlay holds nothing, without the call: a quarter of what a layer costs.
+        # The two most frequent answers of ``_to_read`` without the call, a quarter of what a layer costs: a cluster
+        # with data, and a part of the disk of which an overlay holds nothing.
+        found = self._slices.get(offset >> self._slice_shift)
+        if found is not None:
+            inside = offset & self._mask
+            if inside + nbytes <= self._cluster:
+                host = found.table[(offset >> self._bits) & self._slice_mask] & _NOT_COPIED
+                if host and not host & self._odd:
+                    found.hot = True
+                    return self._file.try_preadv(host + inside, bufs, nbytes)
+        elif (offset & self._l1_mask) + nbytes <= self._l1_mask:
             image = self._image
             l1 = image.l1
             index = offset >> self._l1_shift
