@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import random
 import struct
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -27,6 +28,7 @@ from blockio.driver.snapshots import SnapshotInfo
 from blockio.errors import BlockError, CorruptImage, LimitExceeded, OptionError, UnsupportedFeature
 from blockio.graph.reopen import reopen
 from blockio.testing.cancel import explore_cancellations
+from blockio.testing.conformance import Traits, check_driver
 from blockio.testing.faults import explore_faults
 from blockio.testing.guest import Guest
 from blockio.testing.memory import MemoryChild
@@ -304,6 +306,18 @@ async def test_no_write_of_the_guest_reaches_the_key() -> None:
             await disk.write(512, b"b" * 512)
     assert image.data[place.offset : place.offset + place.length] == before
     assert Header.decode(bytes(image.data)).corrupt
+
+
+async def test_conformance(tmp_path: Path) -> None:
+    numbers = itertools.count()
+
+    async def make(length: int) -> Mapping[str, Any]:
+        path = tmp_path / f"disk{next(numbers)}.qcow2"
+        await img.create(str(path), "qcow2", size=length, options={"encrypt.format": "aes", "encrypt.key-secret": "s"})
+        return node(path)
+
+    report = await check_driver(make, Traits())
+    assert report.ok, f"\n{report}"
 
 
 # -- the image changes below us
