@@ -460,15 +460,15 @@ class NodeIO:
         if offset < 0 or end > self._sized.length:
             return False
         found = self._try_read(offset, bufs, nbytes)
-        while found is not True and found is not False:  # a turn for each overlay that holds nothing here
-            path = found.path if type(found) is Edge else None
+        while type(found) is Edge:  # a turn for each overlay that holds nothing here
+            path = found.path
             if type(path) is not NodeIO:
-                return found.try_preadv(offset, bufs, nbytes)
+                break
             length = path._sized.length
             if end > length:  # behind the end of a backing file there are zeroes
                 return 0 <= length <= offset and fill_zero(bufs)
             found = path._try_read(offset, bufs, nbytes)
-        return found
+        return found if found is True or found is False else found.try_preadv(offset, bufs, nbytes)
 
     def try_pwritev(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool:
         """Write *bufs* now, within the disk, or answer False having written nothing."""

@@ -104,10 +104,11 @@ class Lanes:
                     return self._file.try_preadv(host + inside, bufs, nbytes)
         elif (offset & self._l1_mask) + nbytes <= self._l1_mask:
             image = self._image
-            l1 = image.l1
-            index = offset >> self._l1_shift
-            if index < len(l1) and not l1[index] & L1_OFFSET_MASK and not image.dead and self._file.debug_event is None:
-                return image.driver.backing or fill_zero(bufs)
+            try:
+                if not (image.l1[offset >> self._l1_shift] & L1_OFFSET_MASK or image.dead or self._file.debug_event):
+                    return image.driver.backing or fill_zero(bufs)
+            except IndexError:  # an image that is only checked may have a table that is too short
+                return False
         host = self._to_read(offset, nbytes)
         if host > 0:
             return self._file.try_preadv(host, bufs, nbytes)
