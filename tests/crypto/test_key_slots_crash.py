@@ -18,7 +18,7 @@ from blockio.testing.memory import MemoryChild, MemoryHost, MemoryOpener
 from blockio.types import OpenFlags
 from blockio_drivers.crypto import volume
 from blockio_drivers.luks import LuksAmendOptions, LuksDriver, LuksOptions
-from tests.crypto.rig import PASSPHRASE, MemoryPlace, secrets, volume_in
+from tests.crypto.rig import PASSPHRASE, MemoryPlace, secrets, unsplit_keys, volume_in
 
 _DATA: Final = b"what the disk holds".ljust(512, b".")
 
@@ -95,7 +95,8 @@ async def test_no_crash_takes_a_passphrase_that_stays_nor_tears_the_disk() -> No
     assert report.images > 30
 
 
-async def test_every_fault_leaves_a_disk_that_opens_and_a_driver_that_works() -> None:
+async def test_every_fault_leaves_a_disk_that_opens_and_a_driver_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    unsplit_keys(monkeypatch)
     original = await image()
     plan = FaultPlan()
 

@@ -18,7 +18,7 @@ from blockio import img
 from blockio.cli.img import main as img_main
 from blockio.errors import BlockError, OptionError
 from blockio.testing.conformance import Traits, check_driver
-from tests.crypto.rig import PASSPHRASE, secrets
+from tests.crypto.rig import PASSPHRASE, secrets, unsplit_keys
 from tests.support.qemu import pattern, qemu_img, qemu_img_json
 
 OBJECT = f"secret,id=s,data={PASSPHRASE}"
@@ -48,7 +48,8 @@ def cryptsetup(*args: str, key: str = PASSPHRASE) -> subprocess.CompletedProcess
     return subprocess.run(["cryptsetup", *args], input=key, capture_output=True, text=True, check=False, timeout=60)
 
 
-async def test_conformance(tmp_path: Path) -> None:
+async def test_conformance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unsplit_keys(monkeypatch)
     numbers = itertools.count()
     fresh: dict[int, Path] = {}  # a volume of each length is made once: deriving keys takes long
 
