@@ -80,17 +80,35 @@ def main_io(argv: Sequence[str] | None = None) -> int:
 
 def command() -> NoReturn:
     """The console script ``blockio``."""
+    _settle_descriptors()
     _leave(main())
 
 
 def command_img() -> NoReturn:
     """The console script ``blockio-img``."""
+    _settle_descriptors()
     _leave(main_img())
 
 
 def command_io() -> NoReturn:
     """The console script ``blockio-io``."""
+    _settle_descriptors()
     _leave(main_io())
+
+
+def _settle_descriptors() -> None:
+    """Give the numbers of standard descriptors that are closed to nothing at all.
+
+    Else an image that is opened may get one of them, and with it the messages.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest number that is free is this one. Whoever uses it finds out that it was closed: EBADF.
+            os.open(os.devnull, os.O_WRONLY if name == "stdin" else os.O_RDONLY)
+            stream = open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8")  # noqa: SIM115  # to the end
+            setattr(sys, name, stream)
 
 
 def _leave(status: int) -> NoReturn:

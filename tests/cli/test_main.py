@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -70,13 +71,30 @@ def test_the_process_ends_at_once_unless_somebody_still_works(thread: bool) -> N
     code = (
         "import atexit, sys, threading; from blockio.cli.main import _leave;"
         "atexit.register(print, 'taken apart');"
-        f"{thread} and threading.Thread(target=lambda: print(sys.stdin.read())).start();"
-        "print('said', end=' '); _leave(3)"
+        # One write for each word, or they may come one inside the other.
+        f"{thread} and threading.Thread(target=lambda: sys.stdout.write(sys.stdin.read())).start();"
+        "sys.stdout.write('said '); _leave(3)"
     )
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, input="late", capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, input="late ", capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 3
     assert sorted(done.stdout.split()) == (["apart", "late", "said", "taken"] if thread else ["said"])
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_no_image_takes_the_place_of_a_closed_descriptor(closed: str, tmp_path: Path) -> None:
+    (tmp_path / "disk.raw").write_bytes(b"x" * 4096)
+    io = f"{shlex.quote(sys.executable)} -c 'from blockio.cli.main import command_io; command_io()'"
+    commands = (
+        f"{io} -f raw disk.raw -c length -c bogus {closed}",
+        f"{io} -f raw disk.raw {closed}" if "<&-" in closed else f"echo length | {io} -f raw disk.raw {closed}",
+        f"{io} --version {closed}",
+    )
+    for command, status in zip(commands, (1, 0, 0), strict=True):
+        done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == status
+        assert "Traceback" not in done.stderr
+    assert (tmp_path / "disk.raw").read_bytes() == b"x" * 4096
 
 
 def test_only_the_tool_that_is_called_is_imported() -> None:

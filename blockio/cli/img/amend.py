@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from blockio.cli.img.commands import command_line
 from blockio.cli.img.getopt import UsageError
+from blockio.cli.img.given import read
 from blockio.cli.img.newimage import OptionList
-from blockio.cli.img.objects import define_object
 from blockio.cli.img.tool import ImageChoice, fail, printed
-from blockio.cli.progress import check_style, watcher
+from blockio.cli.progress import watcher
 from blockio.driver.registry import find_driver
 from blockio.errors import BlockError
 from blockio.img.amending import amend
@@ -40,36 +39,22 @@ class _Plan(NamedTuple):
 
 def prepare(args: list[str], output: Output) -> _Plan | None:
     """Read the command line; None asks for help."""
-    choice = ImageChoice(output)
     options = OptionList(output)
-    format: str | None = None
-    force = quiet = percent = False
-    style: str | None = None
-    line = command_line("amend", args, output)
-    for key, value in line:
-        if key == "help":
-            return None
-        if key == "options":
-            options.add(value)
-        elif key == "format":
-            format = value
-        elif key == "cache":
-            choice.cache = value
-        elif key == "p":
-            percent = True
-        elif key == "progress":
-            style = check_style(output, value)
-        elif key == "quiet":
-            quiet = True
-        elif key == "force":
-            force = True
-        elif key == "object":
-            define_object(value, output)
-        elif key == "image-opts":
-            choice.image_opts = True
+    given = read("amend", args, output, {"options": options.add})
+    if given is None:
+        return None
     if not options:
         raise UsageError("Must specify options (-o)")
-    return _Plan(choice, line.operands, format, options, force, quiet, percent and not quiet, style)
+    return _Plan(
+        choice=given.choice(given.get("cache", "writeback")),
+        names=given.operands,
+        format=given.get("format"),
+        options=options,
+        force="force" in given,
+        quiet=given.quiet,
+        percent=given.percent,
+        style=given.style,
+    )
 
 
 def _print_help(output: Output, format: str) -> int:

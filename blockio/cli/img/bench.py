@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from blockio.cli.img.commands import command_line
-from blockio.cli.img.getopt import UsageError
-from blockio.cli.img.objects import define_object
-from blockio.cli.img.tool import ImageChoice, fail, read_size
+from blockio.cli.img.given import read
+from blockio.cli.img.tool import fail, read_size
 from blockio.errors import OptionError
 from blockio.img.benching import AIO_MODES, bench
 from blockio.img.opening import cache_flags
 from blockio.types import INT_MAX, OpenFlags
 
 if TYPE_CHECKING:
+    from blockio.cli.img.given import Reader
     from blockio.cli.output import Output
     from blockio.img.opening import Image
 
@@ -53,54 +53,50 @@ def run(work: Coroutine[Any, Any, int]) -> int:
 
 def prepare(args: list[str], output: Output) -> _Plan | None:
     """Read the command line; None asks for help."""
-    choice = ImageChoice(output)
-    format: str | None = None
-    aio: str | None = None
-    write = False
-    drain = True
-    numbers: dict[str, int] = {}
-    line = command_line("bench", args, output)
-    for key, value in line:
-        if key == "help":
-            return None
-        if key in _COUNTS:
-            numbers[key] = _count(output, value, *_COUNTS[key])
-        elif key in _SIZES:
-            what, largest = _SIZES[key]
-            numbers[key] = read_size(output, what, value, largest)
-        elif key == "format":
-            format = value
-        elif key == "aio":
-            if value not in AIO_MODES:
-                fail(output, f"Invalid aio option: {value}")
-            aio = value
-        elif key == "native":
-            aio = "native"
-        elif key == "no-drain":
-            drain = False
-        elif key == "quiet":
-            output.quiet = True
-        elif key == "cache":
-            try:
-                cache_flags(value, OpenFlags())
-            except OptionError:
-                fail(output, "Invalid cache mode")
-            choice.cache = value
-        elif key == "write":
-            write = True
-        elif key == "force-share":
-            choice.force_share = True
-        elif key == "object":
-            define_object(value, output)
-        elif key == "image-opts":
-            choice.image_opts = True
-    if len(line.operands) != 1:
-        raise UsageError("Expecting one image file name")
+    modes: list[str] = []
+    readers: dict[str, Reader] = {
+        **{key: partial(_count, output, *rest) for key, rest in _COUNTS.items()},
+        **{key: partial(_size, output, *rest) for key, rest in _SIZES.items()},
+        "aio": lambda text: modes.append(_aio(output, text)),
+        "native": lambda _: modes.append("native"),
+        "cache": partial(_cache, output),
+    }
+    given = read("bench", args, output, readers)
+    if given is None:
+        return None
+    name = given.name
+    output.quiet = given.quiet
+    numbers = {key: given.get(key) for key in (*_COUNTS, *_SIZES) if key in given}
+    write = "write" in given
     _refuse_contradictions(numbers, write, output)
-    return _Plan(choice.image(line.operands[0], format), numbers, write, drain, aio)
+    return _Plan(
+        image=given.choice(given.get("cache", "writeback")).image(name, given.get("format")),
+        numbers=numbers,
+        write=write,
+        drain="no-drain" not in given,
+        aio=modes[-1] if modes else None,
+    )
 
 
-def _count(output: Output, text: str, what: str, least: int, largest: int) -> int:
+def _size(output: Output, what: str, largest: int, text: str) -> int:
+    return read_size(output, what, text, largest)
+
+
+def _aio(output: Output, text: str) -> str:
+    if text not in AIO_MODES:
+        fail(output, f"Invalid aio option: {text}")
+    return text
+
+
+def _cache(output: Output, text: str) -> str:
+    try:
+        cache_flags(text, OpenFlags())
+    except OptionError:
+        fail(output, "Invalid cache mode")
+    return text
+
+
+def _count(output: Output, what: str, least: int, largest: int, text: str) -> int:
     try:
         # As C's strtol reads numbers: with a sign, in base 8, 10 or 16.
         number = int(text, 8) if text.strip().lstrip("0").isdigit() and text.strip().startswith("0") else int(text, 0)

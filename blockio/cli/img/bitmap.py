@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from blockio.cli.img.commands import command_line
-from blockio.cli.img.objects import define_object
+from blockio.cli.img.given import read
 from blockio.cli.img.tool import ImageChoice, fail, read_size
 from blockio.img.bitmapping import BitmapAction, BitmapOperation, bitmap
 
 if TYPE_CHECKING:
+    from blockio.cli.img.given import Reader
     from blockio.cli.output import Output
     from blockio.img.opening import Image
 
@@ -25,50 +26,36 @@ class _Plan(NamedTuple):
 
 def prepare(args: list[str], output: Output) -> _Plan | None:
     """Read the command line; None asks for help."""
-    choice = ImageChoice(output)
     steps: list[tuple[BitmapOperation, str]] = []
-    format: str | None = None
-    source: str | None = None
-    source_format: str | None = None
-    granularity = 0
-    line = command_line("bitmap", args, output)
-    for key, value in line:
-        if key == "help":
-            return None
-        if key == "format":
-            format = value
-        elif key == "source":
-            source = value
-        elif key == "source-format":
-            source_format = value
-        elif key == "granularity":
-            granularity = read_size(output, "granularity", value)
-        elif key == "object":
-            define_object(value, output)
-        elif key == "image-opts":
-            choice.image_opts = True
-        else:
-            steps.append((BitmapOperation(key), value))
+
+    def step(operation: BitmapOperation, value: str) -> None:
+        steps.append((operation, value))
+
+    readers: dict[str, Reader] = {operation.value: partial(step, operation) for operation in BitmapOperation}
+    given = read("bitmap", args, output, {**readers, "granularity": partial(read_size, output, "granularity")})
+    if given is None:
+        return None
     asked = {operation for operation, _ in steps}
+    source: str | None = given.get("source")
+    granularity: int = given.get("granularity", 0)
     if not steps:
         fail(output, "Need at least one of --add, --remove, --clear, --enable, --disable, or --merge")
     if granularity and BitmapOperation.ADD not in asked:
         fail(output, "granularity only supported with --add")
-    if source_format is not None and source is None:
+    if "source-format" in given and source is None:
         fail(output, "-F only supported with -b")
     if source is not None and BitmapOperation.MERGE not in asked:
         fail(output, "Merge bitmap source file only supported with --merge")
-    if len(line.operands) != 2:
+    if len(given.operands) != 2:
         fail(output, "Expecting filename and bitmap name")
-    filename, name = line.operands
+    filename, name = given.operands
     # The number is one of 32 bits to the tool that scripts know.
     size = granularity % 2**32 if granularity else None
-    actions = [BitmapAction(operation, size, value) for operation, value in steps]
     return _Plan(
-        choice.image(filename, format),
-        name,
-        actions,
-        None if source is None else ImageChoice(output).image(source, source_format),
+        image=given.choice().image(filename, given.get("format")),
+        name=name,
+        actions=[BitmapAction(operation, size, value) for operation, value in steps],
+        source=None if source is None else ImageChoice(output).image(source, given.get("source-format")),
     )
 
 

@@ -9,12 +9,11 @@ import errno
 import os
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from blockio.cli.img.commands import command_line
 from blockio.cli.img.getopt import UsageError
-from blockio.cli.img.objects import define_object
-from blockio.cli.img.tool import ImageChoice, fail, json_mode, source_cache
+from blockio.cli.img.given import read
+from blockio.cli.img.tool import fail, source_cache
 from blockio.cli.output import json_pretty
-from blockio.cli.progress import check_style, own_watcher
+from blockio.cli.progress import own_watcher
 from blockio.driver.base import CheckFix
 from blockio.errors import UnsupportedFeature
 from blockio.img.checking import CheckFailed, check
@@ -40,43 +39,25 @@ class _Plan(NamedTuple):
 
 def prepare(args: list[str], output: Output) -> _Plan | None:
     """Read the command line; None asks for help."""
-    choice = ImageChoice(output)
-    format: str | None = None
-    fix = CheckFix.NONE
-    quiet = as_json = False
-    ofmt = cache = ""
-    style: str | None = None
-    line = command_line("check", args, output)
-    for key, value in line:
-        if key == "help":
-            return None
-        if key == "format":
-            format = value
-        elif key == "repair":
-            if value not in ("leaks", "all"):
-                raise UsageError(f"Unknown option value for -r (expecting 'leaks' or 'all'): {value}")
-            fix = CheckFix(value)
-        elif key == "output":
-            ofmt = value
-        elif key == "source-cache":
-            cache = value
-        elif key == "progress":
-            style = check_style(output, value)
-        elif key == "quiet":
-            quiet = True
-        elif key == "object":
-            define_object(value, output)
-        elif key == "image-opts":
-            choice.image_opts = True
-        elif key == "force-share":
-            choice.force_share = True
-    if len(line.operands) != 1:
-        raise UsageError("Expecting one image file name")
-    if ofmt:
-        as_json = json_mode(output, ofmt)
-    if cache:
-        choice.cache = source_cache(output, cache)
-    return _Plan(choice.image(line.operands[0], format), as_json, fix, quiet, style)
+    given = read("check", args, output, {"repair": _fix})
+    if given is None:
+        return None
+    name = given.name
+    as_json = given.json
+    cache = source_cache(output, given.get("source-cache", "writeback"))
+    return _Plan(
+        image=given.choice(cache).image(name, given.get("format")),
+        json=as_json,
+        fix=given.get("repair", CheckFix.NONE),
+        quiet=given.quiet,
+        style=given.style,
+    )
+
+
+def _fix(text: str) -> CheckFix:
+    if text not in ("leaks", "all"):
+        raise UsageError(f"Unknown option value for -r (expecting 'leaks' or 'all'): {text}")
+    return CheckFix(text)
 
 
 async def execute(plan: _Plan, output: Output) -> int:

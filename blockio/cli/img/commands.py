@@ -5,15 +5,11 @@ What QEMU's tool does not have is ``own``: called by that tool's name, we do not
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from blockio.cli.definitions import Option
-from blockio.cli.img.getopt import CommandLine
 
-if TYPE_CHECKING:
-    from blockio.cli.output import Output
-
-__all__ = ["COMMANDS", "MAIN_OPTIONS", "Command", "command_line"]
+__all__ = ["COMMANDS", "MAIN_OPTIONS", "Command"]
 
 
 class Command(NamedTuple):
@@ -408,8 +404,3 @@ COMMANDS: Final[dict[str, Command]] = {
         "list, take, apply and delete the snapshots inside an image",
     ),
 }
-
-
-def command_line(name: str, args: list[str], output: Output) -> CommandLine:
-    """The line *args* of the command *name*, for whoever called it."""
-    return CommandLine(COMMANDS[name].known(own=output.own_name), name, args)

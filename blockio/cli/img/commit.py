@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from blockio.cli.img.commands import command_line
-from blockio.cli.img.getopt import UsageError
-from blockio.cli.img.objects import define_object
-from blockio.cli.img.tool import ImageChoice, read_size
-from blockio.cli.progress import check_style, watcher
+from blockio.cli.img.given import read
+from blockio.cli.progress import watcher
 from blockio.img.committing import commit
 from blockio.img.limiting import RateLimit
 from blockio.img.opening import cache_flags
@@ -35,40 +32,20 @@ class _Plan(NamedTuple):
 
 def prepare(args: list[str], output: Output) -> _Plan | None:
     """Read the command line; None asks for help."""
-    choice = ImageChoice(output)
-    format: str | None = None
-    base: str | None = None
-    drop = quiet = percent = False
-    style: str | None = None
-    rate = 0
-    line = command_line("commit", args, output)
-    for key, value in line:
-        if key == "help":
-            return None
-        if key == "format":
-            format = value
-        elif key == "cache":
-            choice.cache = value
-        elif key == "base":
-            base = value
-        elif key == "drop":
-            drop = True
-        elif key == "p":
-            percent = True
-        elif key == "progress":
-            style = check_style(output, value)
-        elif key == "rate":
-            rate = read_size(output, "rate limit", value)
-        elif key == "quiet":
-            quiet = True
-        elif key == "object":
-            define_object(value, output)
-        elif key == "image-opts":
-            choice.image_opts = True
-    if len(line.operands) != 1:
-        raise UsageError("Expecting one image file name")
-    cache_flags(choice.cache, OpenFlags())
-    return _Plan(choice.image(line.operands[0], format), base, drop, rate, quiet, percent and not quiet, style)
+    given = read("commit", args, output)
+    if given is None:
+        return None
+    name, cache = given.name, given.get("cache", "writeback")
+    cache_flags(cache, OpenFlags())
+    return _Plan(
+        image=given.choice(cache).image(name, given.get("format")),
+        base=given.get("base"),
+        drop="drop" in given,
+        rate=given.get("rate", 0),
+        quiet=given.quiet,
+        percent=given.percent,
+        style=given.style,
+    )
 
 
 async def execute(plan: _Plan, output: Output) -> int:

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from blockio.cli.img.commands import command_line
 from blockio.cli.img.getopt import UsageError
-from blockio.cli.img.objects import define_object
-from blockio.cli.img.tool import ImageChoice, fail, printed, source_cache
-from blockio.cli.progress import Watcher, check_style, watcher
+from blockio.cli.img.given import read
+from blockio.cli.img.tool import fail, printed, source_cache
+from blockio.cli.progress import Watcher, watcher
 from blockio.img.comparing import ReadFailed, StatusFailed, compare
 
 if TYPE_CHECKING:
@@ -36,41 +35,21 @@ class _Plan(NamedTuple):
 
 def prepare(args: list[str], output: Output) -> _Plan | None:
     """Read the command line; None asks for help."""
-    choice = ImageChoice(output, _OPEN)
-    first: str | None = None
-    second: str | None = None
-    cache = "writeback"
-    strict = quiet = percent = False
-    style: str | None = None
-    line = command_line("compare", args, output)
-    for key, value in line:
-        if key == "help":
-            return None
-        if key == "format":
-            first = value
-        elif key == "second-format":
-            second = value
-        elif key == "source-cache":
-            cache = value
-        elif key == "p":
-            percent = True
-        elif key == "progress":
-            style = check_style(output, value)
-        elif key == "quiet":
-            quiet = True
-        elif key == "strict":
-            strict = True
-        elif key == "object":
-            define_object(value, output, 2)
-        elif key == "image-opts":
-            choice.image_opts = True
-        elif key == "force-share":
-            choice.force_share = True
-    if len(line.operands) != 2:
+    given = read("compare", args, output, status=_OPEN)
+    if given is None:
+        return None
+    if len(given.operands) != 2:
         raise UsageError("Expecting two image file names")
-    choice.cache = source_cache(output, cache, _OPEN)
-    one, two = line.operands
-    return _Plan(choice.image(one, first), choice.image(two, second), strict, quiet, percent and not quiet, style)
+    choice = given.choice(source_cache(output, given.get("source-cache", "writeback"), _OPEN))
+    one, two = given.operands
+    return _Plan(
+        first=choice.image(one, given.get("format")),
+        second=choice.image(two, given.get("second-format")),
+        strict="strict" in given,
+        quiet=given.quiet,
+        percent=given.percent,
+        style=given.style,
+    )
 
 
 async def execute(plan: _Plan, output: Output) -> int:

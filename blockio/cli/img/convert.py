@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
-from blockio.cli.img.commands import command_line
+from blockio.cli.img.given import read
 from blockio.cli.img.newimage import OptionList, print_option_help
-from blockio.cli.img.objects import define_object
 from blockio.cli.img.tool import Failure, ImageChoice, fail, pipe_target, printed, read_size, reader_gone, source_cache
-from blockio.cli.progress import Watcher, check_style, watcher
+from blockio.cli.progress import Watcher, watcher
 from blockio.driver.gate import AllowAll
 from blockio.errors import BlockError, OptionError
 from blockio.img.converting import MAX_SPARSE, MAX_WORKERS, convert
@@ -18,6 +18,7 @@ from blockio.img.snapshots import snapshot_choice
 from blockio.types import OpenFlags
 
 if TYPE_CHECKING:
+    from blockio.cli.img.given import Given, Reader
     from blockio.cli.output import Output
     from blockio.img.opening import Image
     from blockio.img.results import ConvertResult
@@ -31,85 +32,46 @@ _MAX_LEVEL = 9
 class _Plan(NamedTuple):
     sources: list[Image | Pipe]
     target: str
-    choice: ImageChoice
-    switches: dict[str, Any]
+    format: str | None
+    """The target's; None: its options say so."""
+    given: Given
     pairs: list[tuple[str, str]]
-
-
-_SWITCHES = {
-    "offload",
-    "compress",
-    "p",
-    "quiet",
-    "no-create",
-    "out-of-order",
-    "target-image-opts",
-    "target-is-zero",
-    "bitmaps",
-    "skip-broken-bitmaps",
-    "salvage",
-    "resume",
-}
 
 
 def prepare(args: list[str], output: Output) -> _Plan | int | None:
     """Read the command line; None asks for help, a number is the exit status already."""
-    choice = ImageChoice(output)
     options = OptionList(output)
-    given: dict[str, Any] = {}
-    line = command_line("convert", args, output)
-    for key, value in line:
-        if key == "help":
-            return None
-        if key in _SWITCHES:
-            given[key] = True
-        elif key == "image-opts":
-            choice.image_opts = True
-        elif key == "force-share":
-            choice.force_share = True
-        elif key == "options":
-            options.add(value)
-        elif key == "object":
-            define_object(value, output)
-        elif key == "digest":
-            given[key] = _algorithm(output, value)
-        elif key == "progress":
-            given[key] = check_style(output, value)
-        elif key == "snapshot":
-            given[key] = _snapshot(output, value)
-        elif key == "sparse":
-            given[key] = _sparse(output, value)
-        elif key == "coroutines":
-            given[key] = _coroutines(output, value)
-        elif key == "compression-level":
-            given[key] = _compression_level(output, value)
-        elif key == "spool-limit":
-            given[key] = read_size(output, "spool limit", value)
-        elif key == "rate":
-            given[key] = read_size(output, "rate limit", value)
-        else:
-            given[key] = value
-    if "target-format" not in given and "target-image-opts" not in given:
-        given["target-format"] = "raw"
+    readers: dict[str, Reader] = {
+        "options": options.add,
+        "digest": partial(_algorithm, output),
+        "snapshot": partial(_snapshot, output),
+        "sparse": partial(_sparse, output),
+        "coroutines": partial(_coroutines, output),
+        "compression-level": partial(_compression_level, output),
+        "spool-limit": partial(read_size, output, "spool limit"),
+    }
+    given = read("convert", args, output, readers)
+    if given is None:
+        return None
     _refuse_contradictions(given, bool(options), output)
-    *sources, target = line.operands or [""]
+    *sources, target = given.operands or [""]
+    format: str | None = given.get("target-format", None if "target-image-opts" in given else "raw")
     if options.asks_for_help:
-        format = given.get("target-format")
         if format is None:
             fail(output, "Option help requires a format be specified")
         return print_option_help(output, target if sources else None, format)
     if not sources:
         fail(output, "Must specify image file name")
-    choice.cache = source_cache(output, given.get("source-cache", "writeback"))
+    choice = given.choice(source_cache(output, given.get("source-cache", "writeback")))
     images = [_source(name, choice, given, output) for name in sources]
     if sum(isinstance(image, Pipe) for image in images) > 1:
         fail(output, "Standard input can be read only once")
     if target == "-" and output.own_name and "p" in given:
         fail(output, "Standard output is where the image goes; --progress shows progress on standard error")
-    return _Plan(images, target, choice, given, options.pairs())
+    return _Plan(images, target, format, given, options.pairs())
 
 
-def _source(name: str, choice: ImageChoice, given: dict[str, Any], output: Output) -> Image | Pipe:
+def _source(name: str, choice: ImageChoice, given: Given, output: Output) -> Image | Pipe:
     if name != "-" or not output.own_name or choice.image_opts:
         return choice.image(name, given.get("format"))
     return Pipe(fd=0, format=given.get("format"), spool_limit=given.get("spool-limit", SPOOL_LIMIT), gate=AllowAll())
@@ -162,7 +124,7 @@ def _compression_level(output: Output, text: str) -> int:
     return int(text)
 
 
-def _refuse_contradictions(given: dict[str, Any], has_options: bool, output: Output) -> None:
+def _refuse_contradictions(given: Given, has_options: bool, output: Output) -> None:
     """End the command where two options do not go together, in the order in which the QEMU tool notices."""
     if "skip-broken-bitmaps" in given and "bitmaps" not in given:
         fail(output, "Use of --skip-broken-bitmaps requires --bitmaps")
@@ -184,7 +146,7 @@ def _refuse_contradictions(given: dict[str, Any], has_options: bool, output: Out
 
 async def execute(plan: _Plan, output: Output) -> int:
     """Convert; nothing is said about a success but a digest, where one was asked for."""
-    given = plan.switches
+    given = plan.given
     output.quiet = "quiet" in given
     with watcher(
         output,
@@ -211,12 +173,12 @@ async def execute(plan: _Plan, output: Output) -> int:
 
 
 async def _convert(plan: _Plan, target: Image | Pipe, output: Output, watch: Watcher) -> ConvertResult:
-    given = plan.switches
+    given = plan.given
     rate = given.get("rate", 0)
     return await convert(
         plan.sources,
         target,
-        given.get("target-format", "raw"),
+        plan.format or "raw",
         options=plan.pairs,
         backing_file=given.get("backing"),
         backing_format=given.get("backing-format"),
@@ -241,7 +203,7 @@ async def _convert(plan: _Plan, target: Image | Pipe, output: Output, watch: Wat
 
 
 def _target(plan: _Plan, output: Output) -> Image | Pipe:
-    given = plan.switches
+    given = plan.given
     if "target-image-opts" not in given and (pipe := pipe_target(output, plan.target)) is not None:
         return pipe
     choice = ImageChoice(output)
@@ -251,4 +213,4 @@ def _target(plan: _Plan, output: Output) -> Image | Pipe:
         cache_flags(choice.cache, OpenFlags())
     except OptionError as error:
         raise BlockError(error.message) from error
-    return choice.image(plan.target, given.get("target-format"))
+    return choice.image(plan.target, plan.format)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from blockio.cli.img.commands import command_line
 from blockio.cli.img.getopt import UsageError
+from blockio.cli.img.given import read
 from blockio.cli.img.newimage import OptionList, print_option_help
-from blockio.cli.img.objects import define_object
 from blockio.cli.img.tool import pipe_target, printed, read_size, reader_gone
 from blockio.cli.output import quote_commas
 from blockio.driver.gate import AllowAll
@@ -33,41 +32,30 @@ class _Plan(NamedTuple):
 
 def prepare(args: list[str], output: Output) -> _Plan | int | None:
     """Read the command line; None asks for help, a number is the exit status already."""
-    format = "raw"
-    backing: str | None = None
-    backing_format: str | None = None
-    unsafe = quiet = False
     options = OptionList(output)
-    line = command_line("create", args, output)
-    for key, value in line:
-        if key == "help":
-            return None
-        if key == "format":
-            format = value
-        elif key == "backing":
-            backing = value
-        elif key == "backing-format":
-            backing_format = value
-        elif key == "options":
-            options.add(value)
-        elif key == "quiet":
-            quiet = True
-        elif key == "unsafe":
-            unsafe = True
-        elif key == "object":
-            define_object(value, output)
-    filename = line.operands[0] if line.operands else None
-    rest = line.operands[1:]
+    given = read("create", args, output, {"options": options.add})
+    if given is None:
+        return None
+    filename = given.operands[0] if given.operands else None
+    rest = given.operands[1:]
+    format = given.get("format", "raw")
     if options.asks_for_help:
         return print_option_help(output, filename, format)
     if filename is None:
         raise UsageError("Expecting image file name")
-    size: int | None = None
-    if rest:
-        size = read_size(output, "image size", rest[0])
+    size = read_size(output, "image size", rest[0]) if rest else None
     if len(rest) > 1:
         raise UsageError(f"Unexpected argument: {rest[1]}")
-    return _Plan(filename, format, size, options.pairs(), backing, backing_format, unsafe, quiet)
+    return _Plan(
+        filename=filename,
+        format=format,
+        size=size,
+        pairs=options.pairs(),
+        backing=given.get("backing"),
+        backing_format=given.get("backing-format"),
+        unsafe="unsafe" in given,
+        quiet=given.quiet,
+    )
 
 
 async def execute(plan: _Plan, output: Output) -> int:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from blockio.cli.img.commands import command_line
-from blockio.cli.img.objects import define_object
+from blockio.cli.img.given import read
 from blockio.cli.img.tool import Failure, ImageChoice, fail, printed, read_size
-from blockio.cli.progress import check_style, own_watcher
+from blockio.cli.progress import own_watcher
 from blockio.driver.registry import find_driver
 from blockio.errors import BlockError
 from blockio.img.excerpting import MAX_BLOCK_SIZE, dd
@@ -31,39 +30,28 @@ class _Plan(NamedTuple):
 
 def prepare(args: list[str], output: Output) -> _Plan | None:
     """Read the command line; None asks for help."""
-    choice = ImageChoice(output)
-    format: str | None = None
-    style: str | None = None
-    target_format = "raw"
-    line = command_line("dd", args, output)
-    for key, value in line:
-        if key == "help":
-            return None
-        if key == "format":
-            format = value
-        elif key == "target-format":
-            target_format = value
-        elif key == "object":
-            define_object(value, output)
-        elif key == "progress":
-            style = check_style(output, value)
-        elif key == "image-opts":
-            choice.image_opts = True
-        elif key == "force-share":
-            choice.force_share = True
-    given: dict[str, Any] = {}
-    for operand in line.operands:
+    given = read("dd", args, output)
+    if given is None:
+        return None
+    values: dict[str, Any] = {}
+    for operand in given.operands:
         name, equals, value = operand.partition("=")
         if name in ("if", "of") and equals:
-            given[name] = value
+            values[name] = value
         elif name in _NUMBERS and equals:
             least, largest = (1, MAX_BLOCK_SIZE) if name == "bs" else (0, 2**63 - 1)
-            given[name] = read_size(output, name, value, largest, least=least)
+            values[name] = read_size(output, name, value, largest, least=least)
         else:
             fail(output, f"unrecognized operand {name}")
-    if "if" not in given or "of" not in given:
+    if "if" not in values or "of" not in values:
         fail(output, "Must specify both input and output files")
-    return _Plan(choice.image(given.pop("if"), format), given.pop("of"), target_format, given, style)
+    return _Plan(
+        source=given.choice().image(values.pop("if"), given.get("format")),
+        target=values.pop("of"),
+        format=given.get("target-format", "raw"),
+        numbers=values,
+        style=given.style,
+    )
 
 
 async def execute(plan: _Plan, output: Output) -> int:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from blockio.cli.img.commands import command_line
-from blockio.cli.img.getopt import UsageError
-from blockio.cli.img.objects import define_object
-from blockio.cli.img.tool import ImageChoice, fail, json_mode, read_size, source_cache
+from blockio.cli.img.given import read
+from blockio.cli.img.tool import fail, source_cache
 from blockio.cli.output import json_pretty
-from blockio.cli.progress import check_style, watcher
+from blockio.cli.progress import watcher
 from blockio.img.checksums import ALGORITHMS, DEFAULT
 from blockio.img.digesting import digest
 from blockio.img.limiting import RateLimit
@@ -35,41 +34,20 @@ class _Plan(NamedTuple):
 
 def prepare(args: list[str], output: Output) -> _Plan | None:
     """Read the command line; None asks for help."""
-    choice = ImageChoice(output)
-    format: str | None = None
-    algorithm, ofmt, cache = DEFAULT, "", "writeback"
-    rate = 0
-    percent = False
-    style: str | None = None
-    line = command_line("digest", args, output)
-    for key, value in line:
-        if key == "help":
-            return None
-        if key == "format":
-            format = value
-        elif key == "algorithm":
-            algorithm = check_algorithm(output, value)
-        elif key == "output":
-            ofmt = value
-        elif key == "source-cache":
-            cache = value
-        elif key == "rate":
-            rate = read_size(output, "rate limit", value)
-        elif key == "p":
-            percent = True
-        elif key == "progress":
-            style = check_style(output, value)
-        elif key == "object":
-            define_object(value, output)
-        elif key == "image-opts":
-            choice.image_opts = True
-        elif key == "force-share":
-            choice.force_share = True
-    if len(line.operands) != 1:
-        raise UsageError("Expecting one image file name")
-    as_json = bool(ofmt) and json_mode(output, ofmt)
-    choice.cache = source_cache(output, cache)
-    return _Plan(choice.image(line.operands[0], format), algorithm, as_json, rate, percent, style)
+    given = read("digest", args, output, {"algorithm": partial(check_algorithm, output)})
+    if given is None:
+        return None
+    name = given.name
+    as_json = given.json
+    cache = source_cache(output, given.get("source-cache", "writeback"))
+    return _Plan(
+        image=given.choice(cache).image(name, given.get("format")),
+        algorithm=given.get("algorithm", DEFAULT),
+        json=as_json,
+        rate=given.get("rate", 0),
+        percent=given.percent,
+        style=given.style,
+    )
 
 
 def check_algorithm(output: Output, name: str) -> str:

@@ -5,16 +5,15 @@ from __future__ import annotations
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from blockio.cli.img.commands import command_line
-from blockio.cli.img.getopt import UsageError
-from blockio.cli.img.objects import define_object
+from blockio.cli.img.given import read
 from blockio.cli.img.snapshots import shown, snapshot_lines
-from blockio.cli.img.tool import ImageChoice, fail, json_mode, printed
+from blockio.cli.img.tool import fail, printed
 from blockio.cli.output import human_size, json_pretty
 from blockio.cli.specific import ordered_specific, specific_lines
 from blockio.img.describing import info, info_chain, walk_chain
 
 if TYPE_CHECKING:
+    from blockio.cli.img.given import Given
     from blockio.cli.img.inspect import Plan as Stranger
     from blockio.cli.output import Output
     from blockio.driver.snapshots import SnapshotInfo
@@ -33,48 +32,25 @@ class _Plan(NamedTuple):
 
 def prepare(args: list[str], output: Output) -> _Plan | Stranger | None:
     """Read the command line; None asks for help."""
-    choice = ImageChoice(output)
-    format: str | None = None
-    as_json = chain = tree = untrusted = False
-    line = command_line("info", args, output)
-    ofmt = ""
-    for key, value in line:
-        if key == "help":
-            return None
-        if key == "format":
-            format = value
-        elif key == "force-share":
-            choice.force_share = True
-        elif key == "output":
-            ofmt = value
-        elif key == "backing-chain":
-            chain = True
-        elif key == "tree":
-            tree = True
-        elif key == "untrusted":
-            untrusted = True
-        elif key == "object":
-            define_object(value, output)
-        elif key == "image-opts":
-            choice.image_opts = True
-    if len(line.operands) != 1:
-        raise UsageError("Expecting one image file name")
-    if ofmt:
-        as_json = json_mode(output, ofmt)
-    if untrusted:
-        return _stranger(line.operands[0], format, as_json, choice, output, chain=chain or tree)
-    return _Plan(choice.image(line.operands[0], format), as_json, chain or tree, tree)
+    given = read("info", args, output)
+    if given is None:
+        return None
+    name = given.name
+    as_json = given.json
+    tree = "tree" in given
+    chain = tree or "backing-chain" in given
+    if "untrusted" in given:
+        return _stranger(name, given, as_json, output, chain=chain)
+    return _Plan(given.image(), as_json, chain, tree)
 
 
-def _stranger(
-    name: str, format: str | None, as_json: bool, choice: ImageChoice, output: Output, *, chain: bool
-) -> Stranger:
+def _stranger(name: str, given: Given, as_json: bool, output: Output, *, chain: bool) -> Stranger:
     # reason: only --untrusted needs it
     from blockio.cli.img.inspect import Plan  # noqa: PLC0415
 
-    if chain or choice.image_opts:
+    if chain or "image-opts" in given:
         fail(output, "--untrusted opens one file and nothing else: it goes with no chain and no --image-opts")
-    return Plan(name, format, as_json, choice.force_share)
+    return Plan(name, given.get("format"), as_json, "force-share" in given)
 
 
 async def execute(plan: _Plan | Stranger, output: Output) -> int:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from blockio.cli.img.commands import command_line
-from blockio.cli.img.getopt import UsageError
-from blockio.cli.img.tool import json_mode
+from blockio.cli.img.given import read
 from blockio.cli.output import human_size, json_pretty
 from blockio.cli.specific import specific_lines
 from blockio.img.inspecting import inspect
@@ -40,22 +38,11 @@ class Plan(NamedTuple):
 
 def prepare(args: list[str], output: Output) -> Plan | None:
     """Read the command line; None asks for help."""
-    format: str | None = None
-    ofmt = ""
-    share = False
-    line = command_line("inspect", args, output)
-    for key, value in line:
-        if key == "help":
-            return None
-        if key == "format":
-            format = value
-        elif key == "force-share":
-            share = True
-        elif key == "output":
-            ofmt = value
-    if len(line.operands) != 1:
-        raise UsageError("Expecting one image file name")
-    return Plan(line.operands[0], format, bool(ofmt) and json_mode(output, ofmt), share)
+    given = read("inspect", args, output)
+    if given is None:
+        return None
+    name = given.name
+    return Plan(name, given.get("format"), given.json, "force-share" in given)
 
 
 async def execute(plan: Plan, output: Output) -> int:

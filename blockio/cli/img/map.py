@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from contextlib import aclosing
+from functools import partial
 from itertools import accumulate, chain, repeat
 from typing import TYPE_CHECKING, NamedTuple
 
-from blockio.cli.img.commands import command_line
-from blockio.cli.img.getopt import UsageError
-from blockio.cli.img.objects import define_object
-from blockio.cli.img.tool import ImageChoice, fail, json_mode, read_size
+from blockio.cli.img.given import read
+from blockio.cli.img.tool import fail, read_size
 from blockio.img.mapping import map_batches
 
 if TYPE_CHECKING:
+    from blockio.cli.img.given import Reader
     from blockio.cli.output import Output
     from blockio.img.mapping import MapRuns
     from blockio.img.opening import Image
@@ -31,41 +31,27 @@ class _Plan(NamedTuple):
 
 def prepare(args: list[str], output: Output) -> _Plan | None:
     """Read the command line; None asks for help."""
-    choice = ImageChoice(output)
-    format: str | None = None
-    as_json = False
-    ofmt = ""
-    picture: str | None = None
-    start, length = 0, None
-    line = command_line("map", args, output)
-    for key, value in line:
-        if key == "help":
-            return None
-        if key == "format":
-            format = value
-        elif key == "force-share":
-            choice.force_share = True
-        elif key == "output":
-            ofmt = value
-        elif key == "start":
-            start = read_size(output, "start offset", value)
-        elif key == "length":
-            length = read_size(output, "max length", value)
-        elif key == "picture":
-            picture = value
-        elif key == "object":
-            define_object(value, output)
-        elif key == "image-opts":
-            choice.image_opts = True
-    if len(line.operands) != 1:
-        raise UsageError("Expecting one image file name")
-    if ofmt:
-        as_json = json_mode(output, ofmt)
+    readers: dict[str, Reader] = {
+        "start": partial(read_size, output, "start offset"),
+        "length": partial(read_size, output, "max length"),
+    }
+    given = read("map", args, output, readers)
+    if given is None:
+        return None
+    name = given.name
+    as_json = given.json
+    picture: str | None = given.get("picture")
     if picture is not None and as_json:
         fail(output, "--picture and --output=json are mutually exclusive")
     if picture and not picture.endswith((".svg", ".png")):
         fail(output, f"'{picture}' ends in neither .svg nor .png, which is what --picture draws into")
-    return _Plan(choice.image(line.operands[0], format), as_json, start, length, picture)
+    return _Plan(
+        image=given.choice().image(name, given.get("format")),
+        json=as_json,
+        start=given.get("start", 0),
+        length=given.get("length"),
+        picture=picture,
+    )
 
 
 async def execute(plan: _Plan, output: Output) -> int:

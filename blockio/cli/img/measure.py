@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from blockio.cli.img.commands import command_line
+from blockio.cli.img.given import read
 from blockio.cli.img.newimage import OptionList
-from blockio.cli.img.objects import define_object
-from blockio.cli.img.tool import ImageChoice, fail, json_mode, read_size
+from blockio.cli.img.tool import fail, json_mode, read_size
 from blockio.cli.output import json_pretty
 from blockio.errors import OptionError
 from blockio.img.measuring import measure
 
 if TYPE_CHECKING:
+    from blockio.cli.img.given import Reader
     from blockio.cli.output import Output
     from blockio.img.opening import Image
 
@@ -30,46 +31,33 @@ class _Plan(NamedTuple):
 
 def prepare(args: list[str], output: Output) -> _Plan | None:
     """Read the command line; None asks for help."""
-    choice = ImageChoice(output)
-    format: str | None = None
-    target = "raw"
-    size: int | None = None
-    snapshot: str | None = None
-    json = False
     options = OptionList(output)
-    line = command_line("measure", args, output)
-    for key, value in line:
-        if key == "help":
-            return None
-        if key == "format":
-            format = value
-        elif key == "target-format":
-            target = value
-        elif key == "options":
-            options.add(value)
-        elif key == "snapshot":
-            snapshot = value
-        elif key == "size":
-            size = read_size(output, "image size", value)
-        elif key == "output":
-            json = json_mode(output, value)
-        elif key == "object":
-            define_object(value, output)
-        elif key == "image-opts":
-            choice.image_opts = True
-        elif key == "force-share":
-            choice.force_share = True
-    if len(line.operands) > 1:
+    readers: dict[str, Reader] = {
+        "options": options.add,
+        "size": partial(read_size, output, "image size"),
+        "output": partial(json_mode, output),
+    }
+    given = read("measure", args, output, readers)
+    if given is None:
+        return None
+    if len(given.operands) > 1:
         fail(output, "At most one filename argument is allowed.")
-    filename = line.operands[0] if line.operands else None
-    if filename is None and (choice.image_opts or format is not None or snapshot is not None):
+    filename = given.operands[0] if given.operands else None
+    size: int | None = given.get("size")
+    if filename is None and any(key in given for key in ("image-opts", "format", "snapshot")):
         fail(output, "--image-opts, -f, and -l require a filename argument.")
     if filename is None and size is None:
         fail(output, "Either --size N or one filename must be specified.")
     if filename is not None and size is not None:
         fail(output, "--size N cannot be used together with a filename.")
-    image = None if filename is None else choice.image(filename, format)
-    return _Plan(image, target, size, options.pairs(), snapshot, json)
+    return _Plan(
+        image=None if filename is None else given.image(),
+        format=given.get("target-format", "raw"),
+        size=size,
+        pairs=options.pairs(),
+        snapshot=given.get("snapshot"),
+        json=given.get("output", False),
+    )
 
 
 async def execute(plan: _Plan, output: Output) -> int:

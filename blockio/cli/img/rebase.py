@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from blockio.cli.img.commands import command_line
 from blockio.cli.img.getopt import UsageError
-from blockio.cli.img.objects import define_object
-from blockio.cli.img.tool import ImageChoice, source_cache
-from blockio.cli.progress import check_style, watcher
+from blockio.cli.img.given import read
+from blockio.cli.img.tool import source_cache
+from blockio.cli.progress import watcher
 from blockio.img.opening import cache_flags
 from blockio.img.rebasing import rebase
 from blockio.types import OpenFlags
@@ -36,47 +35,23 @@ class _Plan(NamedTuple):
 
 def prepare(args: list[str], output: Output) -> _Plan | None:
     """Read the command line; None asks for help."""
-    choice = ImageChoice(output)
-    format: str | None = None
-    backing: str | None = None
-    backing_format: str | None = None
-    backing_cache = "writeback"
-    unsafe = share = quiet = percent = False
-    style: str | None = None
-    line = command_line("rebase", args, output)
-    for key, value in line:
-        if key == "help":
-            return None
-        if key == "format":
-            format = value
-        elif key == "backing-format":
-            backing_format = value
-        elif key == "backing":
-            backing = value
-        elif key == "unsafe":
-            unsafe = True
-        elif key == "p":
-            percent = True
-        elif key == "progress":
-            style = check_style(output, value)
-        elif key == "cache":
-            choice.cache = value
-        elif key == "source-cache":
-            backing_cache = value
-        elif key == "quiet":
-            quiet = True
-        elif key == "object":
-            define_object(value, output)
-        elif key == "image-opts":
-            choice.image_opts = True
-        elif key == "force-share":
-            share = True
-    if len(line.operands) != 1:
-        raise UsageError("Expecting one image file name")
-    if not unsafe and backing is None:
+    given = read("rebase", args, output)
+    if given is None:
+        return None
+    name = given.name
+    if "unsafe" not in given and "backing" not in given:
         raise UsageError("Must specify backing file (-b) or use unsafe mode (-u)")
-    image = choice.image(line.operands[0], format)
-    return _Plan(image, backing, backing_format, backing_cache, share, unsafe, quiet, percent and not quiet, style)
+    return _Plan(
+        image=given.choice(given.get("cache", "writeback"), force_share=False).image(name, given.get("format")),
+        backing=given.get("backing"),
+        backing_format=given.get("backing-format"),
+        backing_cache=given.get("source-cache", "writeback"),
+        share="force-share" in given,
+        unsafe="unsafe" in given,
+        quiet=given.quiet,
+        percent=given.percent,
+        style=given.style,
+    )
 
 
 async def execute(plan: _Plan, output: Output) -> int:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from blockio.cli.img.commands import command_line
 from blockio.cli.img.getopt import UsageError
-from blockio.cli.img.objects import define_object
-from blockio.cli.img.tool import Failure, ImageChoice, fail, printed
+from blockio.cli.img.given import read
+from blockio.cli.img.tool import Failure, fail, printed
 from blockio.driver.options import parse_size
 from blockio.errors import OptionError
 from blockio.img.resizing import ShrinkRefused, resize
@@ -36,30 +36,10 @@ def prepare(args: list[str], output: Output) -> _Plan | None:
         raise UsageError("Not enough arguments")
     # The size is taken off first, because a negative one looks like an option.
     *args, text = args
-    choice = ImageChoice(output)
-    format: str | None = None
-    prealloc = PreallocMode.OFF
-    shrink = quiet = False
-    line = command_line("resize", args, output)
-    for key, value in line:
-        if key == "help":
-            return None
-        if key == "format":
-            format = value
-        elif key == "quiet":
-            quiet = True
-        elif key == "object":
-            define_object(value, output)
-        elif key == "image-opts":
-            choice.image_opts = True
-        elif key == "preallocation":
-            try:
-                prealloc = PreallocMode(value)
-            except ValueError:
-                fail(output, f"Invalid preallocation mode '{value}'")
-        elif key == "shrink":
-            shrink = True
-    if len(line.operands) != 1:
+    given = read("resize", args, output, {"preallocation": partial(_preallocation, output)})
+    if given is None:
+        return None
+    if len(given.operands) != 1:
         raise UsageError("Expecting image file name and size")
     sign = {"+": 1, "-": -1}.get(text[:1], 0)
     try:
@@ -67,7 +47,21 @@ def prepare(args: list[str], output: Output) -> _Plan | None:
     except OptionError as error:
         output.error(printed(error))
         raise Failure from None
-    return _Plan(choice.image(line.operands[0], format), sign, size, prealloc, shrink, quiet)
+    return _Plan(
+        image=given.image(),
+        sign=sign,
+        size=size,
+        prealloc=given.get("preallocation", PreallocMode.OFF),
+        shrink="shrink" in given,
+        quiet=given.quiet,
+    )
+
+
+def _preallocation(output: Output, text: str) -> PreallocMode:
+    try:
+        return PreallocMode(text)
+    except ValueError:
+        fail(output, f"Invalid preallocation mode '{text}'")
 
 
 async def execute(plan: _Plan, output: Output) -> int:

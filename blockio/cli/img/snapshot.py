@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from blockio.cli.img.commands import command_line
 from blockio.cli.img.getopt import UsageError
-from blockio.cli.img.objects import define_object
+from blockio.cli.img.given import read
 from blockio.cli.img.snapshots import shown, snapshot_lines
-from blockio.cli.img.tool import ImageChoice, printed
+from blockio.cli.img.tool import printed
 from blockio.errors import UnsupportedFeature
 from blockio.img.opening import opened
 from blockio.img.snapshots import snapshot_apply, snapshot_create, snapshot_delete, snapshot_list
@@ -32,28 +32,18 @@ class _Plan(NamedTuple):
 
 def prepare(args: list[str], output: Output) -> _Plan | None:
     """Read the command line; None asks for help."""
-    choice = ImageChoice(output)
-    action = name = ""
-    quiet = False
-    line = command_line("snapshot", args, output)
-    for key, value in line:
-        if key == "help":
-            return None
-        if key in _ACTIONS:
-            if action:
-                raise UsageError("Cannot mix '-l', '-a', '-c', '-d'")
-            action, name = key, value
-        elif key == "quiet":
-            quiet = True
-        elif key == "force-share":
-            choice.force_share = True
-        elif key == "image-opts":
-            choice.image_opts = True
-        elif key == "object":
-            define_object(value, output)
-    if len(line.operands) != 1:
-        raise UsageError("Expecting one image file name")
-    return _Plan(choice.image(line.operands[0]), action, name, quiet)
+    asked: list[tuple[str, str]] = []
+
+    def ask(action: str, name: str) -> None:
+        if asked:
+            raise UsageError("Cannot mix '-l', '-a', '-c', '-d'")
+        asked.append((action, name))
+
+    given = read("snapshot", args, output, {action: partial(ask, action) for action in _ACTIONS})
+    if given is None:
+        return None
+    action, name = asked[0] if asked else ("", "")
+    return _Plan(given.image(), action, name, given.quiet)
 
 
 async def execute(plan: _Plan, output: Output) -> int:

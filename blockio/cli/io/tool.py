@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
@@ -221,6 +222,7 @@ def _read_edited() -> str | None:
 
 
 def _read_plain() -> str | None:
-    os.write(1, PROMPT.encode())
+    with suppress(OSError):  # nobody reads it
+        os.write(1, PROMPT.encode())
     line = sys.stdin.buffer.readline()
     return os.fsdecode(line).removesuffix("\n") if line else None
