@@ -28,7 +28,7 @@ def one_by_one(mode: str, key: bytes, data: bytes, sector: int) -> bytes:
 @pytest.mark.parametrize(
     ("mode", "nbytes"), [("xts", 32), ("xts", 64), ("cbc", 16), ("cbc", 24), ("cbc", 32), ("ctr", 32)]
 )
-@pytest.mark.parametrize("sectors", [1, 2, 16, 17, 256, 700])
+@pytest.mark.parametrize("sectors", [1, 2, 63, 64, 200])
 def test_runs_are_what_single_sectors_are(mode: str, nbytes: int, sectors: int) -> None:
     source = random.Random(sectors)
     key, data = source.randbytes(nbytes), source.randbytes(sectors * SECTOR)

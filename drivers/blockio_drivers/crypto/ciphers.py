@@ -3,9 +3,8 @@
 The ciphers are those of ``cryptography``; here is what makes them fast for disks. One cipher object for each
 sector costs ten times what the sector itself does, so whole runs go through AES at once:
 
-* XTS is ECB between two exclusive-ors with the *tweaks* (IEEE 1619). The tweaks of all sectors of a run are made side
-  by side: encrypting their IVs is one call, and doubling them in GF(2^128) is some operations on one long integer.
-  Those of few sectors are made one by one.
+* XTS is ECB between two exclusive-ors with the *tweaks* (IEEE 1619). The tweaks of all blocks of a run are made side by
+  side: encrypting the IVs is one call, and multiplying in GF(2^128) is some operations on one long integer.
 * CBC decryption is ECB decryption and one exclusive-or with the ciphertext, shifted by a block.
 * CBC encryption depends on its own output. One chain does for a run: what it carries into a sector's first block is
   taken out of that block beforehand, and the IV put in its place. CTR's counter can be set anew.
@@ -17,7 +16,7 @@ import hashlib
 import threading
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from blockio.errors import UnsupportedFeature
 
@@ -30,12 +29,13 @@ SECTOR: Final = 512
 _BLOCK: Final = 16
 _BLOCKS: Final = SECTOR // _BLOCK
 _WORDS: Final = SECTOR // 8
-_RUN: Final = 256
+_RUN: Final = 64
 """How many sectors go through at once: as much as the processor's cache holds along with what they need."""
-_FEW: Final = 16
-"""Up to so many sectors it takes less to make each one's tweaks by itself than those of all side by side."""
-_SHIFTED: Final = sum(1 << ((8 * _BLOCK + 1) * block) for block in range(_BLOCKS))
-_OVER: Final = sum(((1 << block) - 1) << (8 * _BLOCK * (block + 1)) for block in range(_BLOCKS))
+_BITS: Final = 8 * _BLOCK
+_STEP: Final = _BITS + 1
+"""By so many bits is the next block's tweak further on."""
+_LAST: Final = (_BLOCKS - 1) * _STEP - _BITS
+"""By so many is what leaves the last block, when it comes back into it."""
 
 IvGenerator = Callable[[int, int], bytes]
 """From the number of the first sector and how many there are: their IVs, 16 bytes each, one behind the other."""
@@ -115,23 +115,27 @@ class SectorCipher:
         return (int.from_bytes(aes(masked), "little") ^ tweaks).to_bytes(nbytes, "little")
 
     def _tweaks(self, sector: int, count: int) -> int:
-        """The tweaks of all blocks of *count* sectors, as one number of as many bytes."""
-        first = self._tweak_blocks.encrypt(self._make_ivs(sector, count))
-        if count <= _FEW:
-            starts = range(0, count * _BLOCK, _BLOCK)
-            return _number(b"".join([_doubled(_number(first[at : at + _BLOCK])) for at in starts]))
-        tops = _top_bits(count)
-        columns = int.from_bytes(first, "little")  # one block for each sector, side by side
-        result = bytearray(count * SECTOR)
-        words = memoryview(result).cast("Q")
-        for block in range(_BLOCKS):
-            column = memoryview(columns.to_bytes(count * _BLOCK, "little")).cast("Q")
-            words[2 * block :: _WORDS] = column[::2]
-            words[2 * block + 1 :: _WORDS] = column[1::2]
-            # Times x: what is carried out of a block comes back into it as x^7 + x^2 + x + 1.
-            carried = columns & tops
-            columns = ((columns ^ carried) << 1) ^ ((carried >> 127) * 0x87)
-        return int.from_bytes(result, "little")
+        """The tweaks of all blocks of *count* sectors, as one number of as many bytes.
+
+        Block j's is the sector's first one times x^j: shifted by j bits, and what leaves the block so comes back into
+        it as x^7 + x^2 + x + 1. All blocks of a sector are had by doubling: what there is, shifted by as many blocks,
+        and as many bits more. What leaves a block is then in the lowest bits of the next one, which has none of its own
+        there; but for the last block, which has no next one.
+        """
+        first = memoryview(self._tweak_blocks.encrypt(self._make_ivs(sector, count))).cast("Q")
+        spread = bytearray(count * SECTOR)
+        words = memoryview(spread).cast("Q")
+        words[::_WORDS], words[1::_WORDS] = first[::2], first[1::2]
+        masks = _masks(count)
+        start = _number(spread)
+        tweaks = start | start << _STEP
+        tweaks |= tweaks << 2 * _STEP
+        tweaks |= tweaks << 4 * _STEP
+        tweaks |= tweaks << 8 * _STEP
+        tweaks |= (tweaks & masks.stays) << 16 * _STEP
+        left = tweaks & masks.left
+        back = left >> _BITS | (start & masks.last) << _LAST
+        return tweaks ^ left ^ back ^ back << 1 ^ back << 2 ^ back << 7
 
     def _cbc_encrypt(self, data: bytes, sector: int) -> bytes:
         _, _, modes = _cryptography()
@@ -186,19 +190,7 @@ class _Blocks(threading.local):
         self.decrypt: Callable[[bytes], bytes] = cipher.decryptor().update
 
 
-def _doubled(tweak: int) -> bytes:
-    """*tweak* times 1, x, x^2 … for all blocks of one sector.
-
-    One multiplication shifts it into each block by as many bits as it takes; what then reaches into the next block's
-    lowest bits, where that one has none of its own, is carried back as x^7 + x^2 + x + 1.
-    """
-    shifted = tweak * _SHIFTED
-    over = shifted & _OVER
-    carried = over >> (8 * _BLOCK)
-    return (shifted ^ over ^ carried ^ (carried << 1) ^ (carried << 2) ^ (carried << 7)).to_bytes(SECTOR, "little")
-
-
-def _number(block: bytes) -> int:
+def _number(block: bytes | bytearray) -> int:
     return int.from_bytes(block, "little")
 
 
@@ -213,10 +205,28 @@ def _in_runs(work: Callable[[bytes, int], bytes], data: Buffer, sector: int) -> 
     return result
 
 
-@lru_cache(maxsize=64)
-def _top_bits(count: int) -> int:
-    """The highest bit of each of *count* blocks."""
-    return int.from_bytes((bytes(_BLOCK - 1) + b"\x80") * count, "little")
+class _Masks(NamedTuple):
+    """For ``_tweaks`` of so many sectors; the same for each of them."""
+
+    left: int
+    """What leaves a block: the lowest j bits of the block behind block j, but for the last one."""
+    last: int
+    """What leaves the last block, while it is not shifted yet."""
+    stays: int
+    """All of the first 16 blocks but what would leave the last one, when they are shifted there."""
+
+
+@lru_cache(maxsize=_RUN)
+def _masks(count: int) -> _Masks:
+    top = _BLOCKS - 1
+    left = sum(_ones(block) << _BITS * (block + 1) for block in range(top))
+    last = _ones(top) << _BITS - top
+    stays = _ones(8 * SECTOR) ^ last << _STEP * (top // 2)
+    return _Masks(*(_number(mask.to_bytes(SECTOR, "little") * count) for mask in (left, last, stays)))
+
+
+def _ones(count: int) -> int:
+    return (1 << count) - 1
 
 
 def _cryptography() -> tuple[Any, Any, Any]:
