@@ -204,7 +204,20 @@ def test_help_names_every_command_and_option(folder: Path) -> None:
         assert f"\n  {name} {command.synopsis(own=True)}\n" in said.out
         assert command.summary in said.out
         assert all(", ".join(option.names) in said.out for option in command.options)
-    assert capture(["info", "-h"], folder, folder.parent / "aside", "blockio img").out == said.out
+    aside = folder.parent / "aside"
+    theirs = capture(["--help"], folder, aside, "qemu-img")
+    assert capture(["info", "-h"], folder, aside, "qemu-img") == theirs
+
+
+def test_by_our_own_name_the_help_of_a_command_is_about_that_command(folder: Path) -> None:
+    for name, command in COMMANDS.items():
+        said = capture([name, "--help"], folder, folder.parent / "aside", "blockio img")
+        assert (said.status, said.err) == (0, "")
+        usage, what, options, _ = said.out.split("\n\n")
+        assert " ".join(usage.split()) == f"usage: blockio img {name} {command.synopsis(own=True)}"
+        assert what[1:] == f"{command.summary[1:]}."
+        for line, option in zip(options.splitlines(), command.options, strict=True):
+            assert line == f"  {option.synopsis():<30} {option.help}"
 
 
 def test_by_the_name_of_the_other_tool_there_is_nothing_of_our_own(folder: Path) -> None:

@@ -54,7 +54,7 @@ def _run(argv: list[str], output: Output) -> int:
     module = import_module(f"blockio.cli.img.{command.module}")
     plan = module.prepare(rest, output)
     if plan is None:
-        return _tell("help", output)
+        return _tell("help", output, name)
     if isinstance(plan, int):
         return plan
     from blockio.cli.warnings import show_warnings  # noqa: PLC0415  # now that there is something to be opened
@@ -65,11 +65,13 @@ def _run(argv: list[str], output: Output) -> int:
     return status
 
 
-def _tell(what: str, output: Output) -> int:
-    from blockio.cli.img.help import print_help, print_version  # noqa: PLC0415  # few runs need it
+def _tell(what: str, output: Output, command: str | None = None) -> int:
+    from blockio.cli.img.help import print_command_help, print_help, print_version  # noqa: PLC0415  # few runs need it
 
     if what == "version":
         print_version(output)
+    elif command is not None and output.own_name:
+        print_command_help(output, command)
     else:
         print_help(output)
     return 0

@@ -14,7 +14,6 @@ from blockio.cli import objects
 from blockio.cli.img.commands import COMMANDS
 from blockio.cli.img.getopt import CommandLine, UsageError
 from blockio.cli.img.tool import Failure, ImageChoice, fail, json_mode, read_size
-from blockio.cli.progress import check_style
 from blockio.errors import OptionError
 
 if TYPE_CHECKING:
@@ -96,7 +95,7 @@ def read(
     """
     known: dict[str, Reader] = {
         "object": partial(_define_object, output, status),
-        "progress": partial(check_style, output),
+        "progress": partial(_style, output),
         "rate": partial(read_size, output, "rate limit"),
         **(readers or {}),
     }
@@ -110,6 +109,12 @@ def read(
         reader = known.get(key)
         values[key] = reader(value) if reader is not None else True if key in switches else value
     return Given(output, values, line.operands, status)
+
+
+def _style(output: Output, text: str) -> str:
+    from blockio.cli.progress import check_style  # noqa: PLC0415  # few lines ask for one
+
+    return check_style(output, text)
 
 
 def _define_object(output: Output, status: int, text: str) -> None:

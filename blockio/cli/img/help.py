@@ -1,4 +1,8 @@
-"""``--help`` and ``--version``, made from the table of commands."""
+"""``--help`` and ``--version``, made from the table of commands.
+
+By the name of the QEMU tool, ``--help`` shows the same behind a command as before it, as that does; by blockio's own
+the command's options.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from blockio.cli.img.commands import COMMANDS, MAIN_OPTIONS
 if TYPE_CHECKING:
     from blockio.cli.output import Output
 
-__all__ = ["print_help", "print_version"]
+__all__ = ["print_command_help", "print_help", "print_version"]
 
 
 def print_version(output: Output) -> None:
@@ -17,6 +21,19 @@ def print_version(output: Output) -> None:
     from importlib.metadata import version  # noqa: PLC0415  # slow, and nothing else needs it
 
     output.out(f"{output.prog} version {version('blockio')} (blockio)\n")
+
+
+def print_command_help(output: Output, name: str) -> None:
+    """How the command *name* is called, what it does and which options it has."""
+    from textwrap import fill  # noqa: PLC0415  # as above
+
+    command = COMMANDS[name]
+    usage = f"usage: {output.prog} {name} {command.synopsis(own=True)}"
+    output.out(fill(usage, 100, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False))
+    output.out(f"\n\n{command.summary[:1].upper()}{command.summary[1:]}.\n\n")
+    for option in command.options:
+        output.out(f"  {option.synopsis():<30} {option.help}\n")
+    output.out(f"\n'{output.prog} --help' lists all commands, cache modes and formats.\n")
 
 
 def print_help(output: Output) -> None:

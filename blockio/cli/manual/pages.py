@@ -94,7 +94,8 @@ def _img_in_general(*, links: bool = False) -> list[Section]:
     about: list[Block] = [
         Text(
             "Options, output, JSON and exit codes are those of `qemu-img`. `--help` prints all commands with their "
-            "options. Sizes are in bytes; the suffixes k, M, G, T, P and E multiply by powers of 1024."
+            "options, behind a command those of that one. Sizes are in bytes; the suffixes k, M, G, T, P and E "
+            "multiply by powers of 1024."
         ),
         Text(_NAMES),
     ]
