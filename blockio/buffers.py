@@ -65,6 +65,9 @@ class IoVector:
         """From one buffer or a sequence of buffers. TypeError for anything else."""
         if isinstance(buffers, IoVector):
             return buffers
+        if type(buffers) is memoryview and buffers.c_contiguous and buffers.format == "B" and buffers.ndim == 1:
+            nbytes = buffers.nbytes  # what most requests bring along: half the time of the rest
+            return cls([buffers] if nbytes else [], nbytes)
         # A Sequence that is itself a buffer counts as one buffer.
         views = _views(buffers if isinstance(buffers, (list, tuple)) else (buffers,))
         return cls(views, sum(view.nbytes for view in views))

@@ -44,7 +44,8 @@ _T = TypeVar("_T")
 # Plain integers: combining IntFlags costs a microsecond.
 _FUA: Final = int(RequestFlags.FUA)
 _WRITE_UNCHANGED: Final = int(RequestFlags.WRITE_UNCHANGED)
-_WRITES_UNCHANGED: Final = Perm.WRITE | Perm.WRITE_UNCHANGED
+_WRITES: Final = int(Perm.WRITE)
+_WRITES_UNCHANGED: Final = int(Perm.WRITE | Perm.WRITE_UNCHANGED)
 _SECTOR: Final = 512
 _ZERO: Final = int(StatusFlags.ZERO)
 _PIECE: Final = 1 << 30
@@ -366,7 +367,7 @@ class Requests(NodeAccounting):
         if edge.read_only:
             raise ReadOnly
         # The document asserts this one: a user of the backend who never asked to write.
-        if not self._perm & (_WRITES_UNCHANGED if flags & _WRITE_UNCHANGED else Perm.WRITE):
+        if not int(self._perm) & (_WRITES_UNCHANGED if flags & _WRITE_UNCHANGED else _WRITES):
             raise ReadOnly(f"{self._describe()} was opened without the permission to write")
         return edge
 
