@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from array import array
+from collections import Counter
+from collections.abc import Iterable
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from blockio_drivers.qcow2.image import Freed, in_place_order
 from blockio_drivers.qcow2.refcounts import RefcountCodec
 
 ORDERS = range(7)
@@ -88,3 +92,25 @@ def test_many_refcounts_change_as_each_alone_would(order: int, data: st.DataObje
             codec.raised(block, where, weight)
     else:
         assert list(codec.decode(codec.raised(block, where, weight))) == wanted
+
+
+@given(st.lists(st.builds(Freed, st.integers(0, 30), st.integers(1, 4), st.booleans()), max_size=12))
+def test_what_is_freed_loses_as_many_references_in_order_of_place(freed: list[Freed]) -> None:
+    def references(items: Iterable[Freed]) -> Counter[tuple[int, bool]]:
+        return Counter((at, discard) for first, count, discard in items for at in range(first, first + count))
+
+    ordered = in_place_order(freed)
+    assert references(ordered) == references(freed)
+    assert list(ordered) == sorted(ordered)
+    for one, other in pairwise(ordered):
+        assert (one.first + one.clusters, one.discard) != (other.first, other.discard)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_last_one_in_use_is_found(order: int) -> None:
+    codec = RefcountCodec.of(order)
+    block = bytearray(32)
+    assert codec.last_used(block) == -1
+    for index in range(codec.entries(len(block))):
+        codec.put(block, index, 1)
+        assert codec.last_used(block) == index

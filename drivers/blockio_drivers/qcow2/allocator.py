@@ -511,24 +511,43 @@ class Allocator:
             found = await self.cache.get(first >> self._slice_bits)
             index = first & (per - 1)
             now = min(count, per - index)
-            changed = 0
-            for at in range(index, index + now):
-                value = self._codec.get(found.table, at)
-                if value == 0:
-                    # The image is inconsistent; QEMU goes on too, since what is free cannot be freed more.
-                    self._image.host.report("qcow2_free_clusters failed: Invalid argument")
-                    continue
-                self._codec.put(found.table, at, value - 1)
-                changed += 1
-                if value == 1:
-                    self.stop_packing(first - index + at)
-                    self._hint = min(self._hint, first - index + at)
+            changed = self._lower_ones(found, index, now) or self._lower_each(found, index, now)
             if changed:  # where nothing was counted there need not even be a block to write
                 self._mark(found, index, index + now)
             if now == count:
                 freed.popleft()
             else:
                 freed[0] = Freed(first + now, count - now, discard)
+
+    def _lower_ones(self, found: Slice[bytearray], index: int, count: int) -> int:
+        """Lower *count* refcounts from *index* on if all are 1, as most are: *count*. Else do nothing: 0."""
+        width = self._codec.bits >> 3
+        start, stop = index * width, (index + count) * width
+        if not width or found.table[start:stop] != (1).to_bytes(width, "big") * count:
+            return 0
+        found.table[start:stop] = bytes(stop - start)
+        first = (found.key << self._slice_bits) + index
+        if first <= self.packed_end >> self._bits < first + count:
+            self.packed_end = 0
+        self._hint = min(self._hint, first)
+        return count
+
+    def _lower_each(self, found: Slice[bytearray], index: int, count: int) -> int:
+        """Lower *count* refcounts from *index* on one by one; answers how many there were to lower."""
+        base = found.key << self._slice_bits
+        changed = 0
+        for at in range(index, index + count):
+            value = self._codec.get(found.table, at)
+            if value == 0:
+                # The image is inconsistent; QEMU goes on too, since what is free cannot be freed more.
+                self._image.host.report("qcow2_free_clusters failed: Invalid argument")
+                continue
+            self._codec.put(found.table, at, value - 1)
+            changed += 1
+            if value == 1:
+                self.stop_packing(base + at)
+                self._hint = min(self._hint, base + at)
+        return changed
 
     async def used(self) -> int:
         """How many clusters have a refcount. Costs a look through all refcount blocks."""
@@ -615,8 +634,7 @@ class Allocator:
         for key in reversed(range(self._blocks_end << (self._block_bits - self._slice_bits))):
             if not self._block_offset(key):
                 continue
-            values = self._codec.decode((await self.cache.get(key)).table)
-            for index in reversed(range(len(values))):
-                if values[index]:
-                    return (key << self._slice_bits) + index
+            last = self._codec.last_used((await self.cache.get(key)).table)
+            if last >= 0:
+                return (key << self._slice_bits) + last
         return -1

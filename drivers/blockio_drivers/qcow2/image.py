@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import struct
 from array import array
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from blockio.aio.grace import GracePeriod
@@ -33,7 +34,7 @@ from blockio_drivers.qcow2.header_update import plan_header
 from blockio_drivers.qcow2.tables import Geometry
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Iterable
 
     from blockio.driver.base import FormatDriver
     from blockio.driver.child import Child
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from blockio_drivers.qcow2.header import Header
     from blockio_drivers.qcow2.overlap import OverlapGuard
 
-__all__ = ["Corruption", "Freed", "Image", "finish", "hexadecimal"]
+__all__ = ["Corruption", "Freed", "Image", "finish", "hexadecimal", "in_place_order"]
 
 _SIZE_OFFSET: Final = 24
 _L1_OFFSET: Final = 36
@@ -109,6 +110,18 @@ class Freed(NamedTuple):
     first: int
     clusters: int
     discard: bool
+
+
+def in_place_order(freed: Iterable[Freed]) -> deque[Freed]:
+    """The same in the order of their places, neighbours together, so that each refcount block has its turn once."""
+    found: deque[Freed] = deque()
+    for item in sorted(freed):
+        last = found[-1] if found else None
+        if last is not None and (last.first + last.clusters, last.discard) == (item.first, item.discard):
+            found[-1] = Freed(last.first, last.clusters + item.clusters, last.discard)
+        else:
+            found.append(item)
+    return found
 
 
 class Image:

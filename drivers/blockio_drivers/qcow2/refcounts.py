@@ -54,6 +54,11 @@ class RefcountCodec:
         """How many refcounts *nbytes* of a block hold."""
         return (nbytes * 8) >> self.order
 
+    def last_used(self, block: bytes | bytearray) -> int:
+        """The index of the last refcount that is not 0; -1 where there is none."""
+        last = len(block.rstrip(b"\0")) - 1
+        return (last * 8 + block[last].bit_length() - 1) >> self.order if last >= 0 else -1
+
     def decode(self, block: Buffer) -> array[int]:
         """All refcounts of *block* at once: an array of bytes for widths up to 8 bits, else of the width itself."""
         if self.order < 3:

@@ -22,7 +22,7 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from blockio_drivers.qcow2.image import Freed
+from blockio_drivers.qcow2.image import Freed, in_place_order
 
 if TYPE_CHECKING:
     from blockio_drivers.qcow2.allocator import Allocator
@@ -76,7 +76,7 @@ class WriteBack:
         image, mapping = self._image, self.mapping
         await image.make_sure()
         self._dropped.extend(image.retired.reclaim())
-        drops, self._dropped = self._dropped, deque()
+        drops, self._dropped = in_place_order(self._dropped), deque()
         sectors, l1_writes = mapping.take_l1()
         slices = mapping.cache.take_dirty()
         if image.data_file is not None:
