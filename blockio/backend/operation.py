@@ -6,6 +6,7 @@ import errno
 from typing import TYPE_CHECKING
 
 from blockio.errors import BlockError
+from blockio.graph.path import PassiveParent
 
 if TYPE_CHECKING:
     from blockio.aio.context import AioContext
@@ -14,8 +15,11 @@ if TYPE_CHECKING:
 __all__ = ["Operation"]
 
 
-class Operation:
-    """A node's user while something is done to it as a whole (a ``ChildParent``); it sends nothing by itself."""
+class Operation(PassiveParent):
+    """A node's user while something is done to it as a whole.
+
+    Whoever drains the node waits for the piece in flight; the next one waits for nobody.
+    """
 
     def __init__(self, what: str) -> None:
         """*what* is done: ``commit`` …"""
@@ -25,37 +29,9 @@ class Operation:
         """For messages of others who are in its way."""
         return f"a {self._what} operation"
 
-    def drained_begin(self, edge: Edge) -> None:
-        """Whoever drains the node waits for the piece in flight; the next one waits for nobody."""
-
-    def drained_poll(self, edge: Edge) -> bool:
-        """The node itself knows of the request in flight."""
-        return False
-
-    def drained_end(self, edge: Edge) -> None:
-        """See ``drained_begin``."""
-
-    def resized(self, edge: Edge) -> None:
-        """Nothing is kept."""
-
-    def change_media(self, edge: Edge, load: bool) -> None:
-        """As above."""
-
-    def attached(self, edge: Edge) -> None:
-        """As above."""
-
-    def detached(self, edge: Edge) -> None:
-        """As above."""
-
     def can_set_context(self, edge: Edge, context: AioContext, seen: set[object]) -> None:
         """Not now."""
         raise BlockError("Cannot change iothread of active block backend", errno.EPERM)
-
-    def set_context(self, edge: Edge, context: AioContext, seen: set[object]) -> None:
-        """Never called."""
-
-    def activate(self, edge: Edge) -> None:
-        """Nothing was given up."""
 
     def inactivate(self, edge: Edge) -> None:
         """Not now."""

@@ -15,6 +15,7 @@ from blockio.errors import BlockError, OptionError, UnsupportedFeature
 from blockio.graph import perms
 from blockio.graph.mutate import attach_child, detach_child
 from blockio.graph.open import is_device, open_node
+from blockio.graph.path import PassiveParent
 from blockio.types import Limits, OpenFlags, Perm, Role
 
 if TYPE_CHECKING:
@@ -149,11 +150,8 @@ async def _remove(protocol: type[ProtocolDriver], filename: str) -> None:
         await protocol.co_delete_file(filename)
 
 
-class _Creator:
-    """The ``CreateTarget``: holds the new file for the format, and opens the image for it.
-
-    As a ``ChildParent`` it has no requests of its own to hold back, so a drain need not wait for it.
-    """
+class _Creator(PassiveParent):
+    """The ``CreateTarget``: holds the new file for the format, and opens the image for it."""
 
     def __init__(
         self, cls: type[FormatDriver], node: BlockNode, path_factory: PathFactory, trust: Limits | None
@@ -243,37 +241,6 @@ class _Creator:
         """For messages."""
         return "image creation"
 
-    def drained_begin(self, edge: Edge) -> None:
-        """Nothing to hold back: see the class."""
-
-    def drained_poll(self, edge: Edge) -> bool:
-        """Never busy: see the class."""
-        return False
-
-    def drained_end(self, edge: Edge) -> None:
-        """Nothing was held back."""
-
-    def resized(self, edge: Edge) -> None:
-        """The format knows what it does."""
-
-    def change_media(self, edge: Edge, load: bool) -> None:
-        """Images are made on media that stay."""
-
-    def attached(self, edge: Edge) -> None:
-        """Nothing."""
-
-    def detached(self, edge: Edge) -> None:
-        """Nothing."""
-
     def can_set_context(self, edge: Edge, context: AioContext, seen: set[object]) -> None:
         """An image is made where it was begun."""
         raise BlockError(f"Cannot move a node to {context!r} while an image is made on it")
-
-    def set_context(self, edge: Edge, context: AioContext, seen: set[object]) -> None:
-        """Never called: see ``can_set_context``."""
-
-    def activate(self, edge: Edge) -> None:
-        """Nothing: it is new."""
-
-    def inactivate(self, edge: Edge) -> None:
-        """Nothing: it is new."""

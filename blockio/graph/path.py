@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from blockio.graph.node import BlockNode
     from blockio.types import BlockInfo, BlockLimits, BlockStatus, BlockStatuses, PreallocMode, RequestFlags
 
-__all__ = ["ChildParent", "EdgePath", "PathFactory", "RequestPath"]
+__all__ = ["ChildParent", "EdgePath", "PassiveParent", "PathFactory", "RequestPath"]
 
 
 class EdgePath(Protocol):
@@ -128,3 +128,44 @@ class ChildParent(Protocol):
 
     def inactivate(self, edge: Edge) -> None:
         """The node becomes inactive: give permissions up. May raise."""
+
+
+class PassiveParent:
+    """What a ``ChildParent`` does that sends nothing by itself and keeps nothing of the node's: no drain waits for it.
+
+    The rest is ``parent_desc``.
+    """
+
+    def drained_begin(self, edge: Edge) -> None:
+        """There is nothing to hold back."""
+
+    def drained_poll(self, edge: Edge) -> bool:
+        """Never busy: the node itself knows of the requests in flight in it."""
+        return False
+
+    def drained_end(self, edge: Edge) -> None:
+        """Nothing was held back."""
+
+    def resized(self, edge: Edge) -> None:
+        """No length is kept."""
+
+    def change_media(self, edge: Edge, load: bool) -> None:
+        """Nor what medium there is."""
+
+    def attached(self, edge: Edge) -> None:
+        """Whoever attached it knows."""
+
+    def detached(self, edge: Edge) -> None:
+        """As above."""
+
+    def can_set_context(self, edge: Edge, context: AioContext, seen: set[object]) -> None:
+        """It may move wherever the node does."""
+
+    def set_context(self, edge: Edge, context: AioContext, seen: set[object]) -> None:
+        """It has nothing to bring along."""
+
+    def activate(self, edge: Edge) -> None:
+        """Nothing was given up."""
+
+    def inactivate(self, edge: Edge) -> None:
+        """There is nothing to give up."""

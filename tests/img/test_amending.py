@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from blockio import img
-from blockio.backend import BlockBackend
 from blockio.driver.gate import AllowAll
 from blockio.driver.registry import find_driver
 from blockio.errors import CorruptImage, OptionError, UnsupportedFeature
@@ -20,6 +19,7 @@ from blockio_drivers.qcow2.options import Qcow2AmendOptions
 from tests.crypto.rig import PASSPHRASE, secrets
 from tests.qcow2.amend_work import amend
 from tests.qcow2.engine import check_image, first_l2_table, new_image, open_disk, put
+from tests.support.disks import content, opened
 from tests.support.qemu import assert_clean, pattern, qemu_img, qemu_io
 
 MIB = 1 << 20
@@ -42,17 +42,6 @@ def locked(path: Path, secret: str) -> img.Image:
     return img.Image(
         options={"driver": "luks", "key-secret": secret, "file": {"driver": "file", "filename": str(path)}}
     )
-
-
-async def opened(path: Path) -> BlockBackend:
-    return await BlockBackend.new_open(str(path), options={"driver": "qcow2"}, gate=AllowAll())
-
-
-async def content(path: Path) -> bytes:
-    async with await opened(path) as blk:
-        data = bytearray(await blk.co_getlength())
-        await blk.co_preadv(0, data)
-        return bytes(data)
 
 
 @pytest.fixture

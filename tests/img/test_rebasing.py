@@ -17,6 +17,7 @@ from blockio.errors import BlockError, OpenDenied, OptionError
 from blockio.graph.node import BlockNode
 from blockio.img.limiting import RateLimit
 from blockio.types import OpenFlags
+from tests.support.disks import content, opened
 from tests.support.qemu import assert_clean, pattern, qemu_img
 
 KIB = 1024
@@ -26,17 +27,6 @@ SIZE = 3 * MIB
 
 def layer(path: Path) -> img.Image:
     return img.Image(filename=str(path), format="qcow2", gate=AllowAll())
-
-
-async def opened(path: Path) -> BlockBackend:
-    return await BlockBackend.new_open(str(path), options={"driver": "qcow2"}, gate=AllowAll())
-
-
-async def content(path: Path) -> bytes:
-    async with await opened(path) as blk:
-        data = bytearray(await blk.co_getlength())
-        await blk.co_preadv(0, data)
-        return bytes(data)
 
 
 def images(folder: Path) -> list[Path]:

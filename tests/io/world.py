@@ -29,6 +29,7 @@ from blockio.driver.registry import register, unregister
 from blockio.errors import BlockError, UnsupportedFeature
 from blockio.graph.mutate import attach_child, detach_child
 from blockio.graph.open import open_node
+from blockio.graph.path import PassiveParent
 from blockio.io import NodeIO
 from blockio.types import (
     BlockInfo,
@@ -49,7 +50,6 @@ from blockio.types import (
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from blockio.aio.context import AioContext
     from blockio.aio.flight import Flight
     from blockio.driver.child import Child
     from blockio.graph.edge import Edge
@@ -455,7 +455,7 @@ class ClusterFormat(FormatDriver):
 # -- nodes
 
 
-class Top:
+class Top(PassiveParent):
     """The parent of a tree: may do everything, notes being resized."""
 
     def __init__(self) -> None:
@@ -464,38 +464,8 @@ class Top:
     def parent_desc(self) -> str:
         return "the test"
 
-    def drained_begin(self, edge: Edge) -> None:
-        pass
-
-    def drained_poll(self, edge: Edge) -> bool:
-        return False
-
-    def drained_end(self, edge: Edge) -> None:
-        pass
-
     def resized(self, edge: Edge) -> None:
         self.resizes += 1
-
-    def change_media(self, edge: Edge, load: bool) -> None:
-        pass
-
-    def attached(self, edge: Edge) -> None:
-        pass
-
-    def detached(self, edge: Edge) -> None:
-        pass
-
-    def can_set_context(self, edge: Edge, context: AioContext, seen: set[object]) -> None:
-        pass
-
-    def set_context(self, edge: Edge, context: AioContext, seen: set[object]) -> None:
-        pass
-
-    def activate(self, edge: Edge) -> None:
-        pass
-
-    def inactivate(self, edge: Edge) -> None:
-        pass
 
 
 class Rig:
