@@ -55,12 +55,14 @@ def define_object(text: str, output: Output) -> bool:
 
 
 def _from_json(text: str) -> dict[str, object]:
-    import msgspec  # noqa: PLC0415  # few command lines have JSON in them
+    from blockio.driver.qemu_json import JsonError, read_json  # noqa: PLC0415  # few command lines have JSON in them
 
     try:
-        return msgspec.json.decode(text, type=dict[str, object])
-    except msgspec.DecodeError:
-        raise OptionError("JSON parse error, invalid object definition") from None
+        value = read_json(text)
+    except JsonError as error:
+        raise OptionError(str(error)) from None
+    assert isinstance(value, dict)  # it begins with a brace
+    return value
 
 
 def _from_words(text: str) -> dict[str, object]:

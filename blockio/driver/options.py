@@ -23,6 +23,7 @@ from typing import Annotated, Any, Final, NamedTuple, TypeAlias, Union, get_args
 
 import msgspec
 
+from blockio.driver.qemu_json import JsonError, read_json
 from blockio.errors import OptionError
 
 __all__ = [
@@ -96,8 +97,8 @@ def parse_json_name(name: str) -> OptionDict:
     if len(text) > MAX_SPEC_BYTES:
         raise OptionError(f"Could not parse the JSON options: more than {MAX_SPEC_BYTES} bytes")
     try:
-        value = msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+        value = read_json(text)
+    except JsonError as error:
         raise OptionError(f"Could not parse the JSON options: {error}") from error
     if not isinstance(value, dict):
         raise OptionError("Invalid JSON object given")

@@ -58,7 +58,7 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     filename: str | None = None
     format: str | None = None
     options: Mapping[str, Any] | None = None
-    label: str = ""
+    label: str | None = None
     cache: str = "writeback"
     """``none``, ``writeback``, ``unsafe``, ``writethrough`` or ``directsync``."""
     force_share: bool = False
@@ -71,7 +71,7 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def name(self) -> str:
         """What messages call it."""
-        if self.label:
+        if self.label is not None:
             return self.label
         return "<options>" if self.filename is None else self.filename
 

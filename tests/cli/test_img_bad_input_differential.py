@@ -59,6 +59,10 @@ map --max-length 8E -f raw d.raw
 """
 
 CONTRADICTIONS = """
+convert --image-opts '' o.raw
+compare -T foo -p a.raw a.raw
+compare --image-opts -p foo=1 a.raw
+compare --image-opts -f raw -p driver=raw,file.filename=a.raw driver=raw,file.filename=a.raw
 create -f raw -f foo n.raw 1M
 create -f qcow2 -o compat=0.10,extended_l2=on n.qcow2 1M
 create -f qcow2 -o compat=2 n.qcow2 1M
@@ -108,6 +112,36 @@ info --image-opts d.raw
 map -f foo d.raw
 """
 
+# What is not plain JSON, some of which the real tool takes all the same.
+JSON = r"""
+info 'json:{'
+info 'json:{foo}'
+info 'json:{"a" 1}'
+info 'json:{"a":1,}'
+info 'json:{"a":}'
+info 'json:[1'
+info 'json:[1 2]'
+info 'json:[1,2]'
+info 'json:{"a":1 "b":2}'
+info 'json:{"a":1} x'
+info 'json:{"a":"b'
+info "json:{'driver':'qcow2','file':{'driver':'file','filename':'a.qcow2'}}"
+info "json:{'driver':'raw','file.filename':'it\\'s \"x\"'}"
+info json:
+info json:x
+info 'json:{1:2}'
+info 'json:{"a":"\x"}'
+info 'json:{"a":#}'
+info 'json:{"a":01}'
+info 'json:{"a":-}'
+info 'json:{"a":1.}'
+info 'json:]'
+info 'json:{"a":1'
+info --object '{foo}' a.qcow2
+info --object "{'qom-type':'secret','id':'s','data':'x'}" a.qcow2
+info --object '{"qom-type":"secret"' a.qcow2
+"""
+
 # The real tool leaves behind what it made before it failed.
 LEAVES_NOTHING = """
 convert --bitmaps -O raw a.qcow2 o.raw
@@ -130,7 +164,7 @@ NAMES = (
 )
 
 
-@pytest.mark.parametrize("script", scripts(SIZES + CONTRADICTIONS.lstrip()), ids=named)
+@pytest.mark.parametrize("script", scripts(SIZES + CONTRADICTIONS.lstrip() + JSON.lstrip()), ids=named)
 def test_the_same_nonsense_gets_the_same_answer(script: list[str], template: Path, tmp_path: Path) -> None:
     theirs, mine = run_both(script, files_for(script, template), template, tmp_path)
     assert mine.said == theirs.said

@@ -14,8 +14,8 @@ from blockio.cli.progress import Watcher, watcher
 from blockio.img.comparing import ReadFailed, StatusFailed, compare
 
 if TYPE_CHECKING:
+    from blockio.cli.img.given import Given
     from blockio.cli.output import Output
-    from blockio.img.opening import Image
     from blockio.img.results import Comparison
 
 __all__ = ["execute", "prepare"]
@@ -25,8 +25,7 @@ _LEAST_STEP = 2.0
 
 
 class _Plan(NamedTuple):
-    first: Image
-    second: Image
+    given: Given
     strict: bool
     quiet: bool
     percent: bool
@@ -40,11 +39,8 @@ def prepare(args: list[str], output: Output) -> _Plan | None:
         return None
     if len(given.operands) != 2:
         raise UsageError("Expecting two image file names")
-    choice = given.choice(source_cache(output, given.get("source-cache", "writeback"), _OPEN))
-    one, two = given.operands
     return _Plan(
-        first=choice.image(one, given.get("format")),
-        second=choice.image(two, given.get("second-format")),
+        given=given,
         strict="strict" in given,
         quiet=given.quiet,
         percent=given.percent,
@@ -60,10 +56,13 @@ async def execute(plan: _Plan, output: Output) -> int:
 
 
 async def _compare(plan: _Plan, output: Output, watch: Watcher) -> int:
+    given = plan.given
+    choice = given.choice(source_cache(output, given.get("source-cache", "writeback"), _OPEN))
+    one, two = given.operands
     try:
         outcome = await compare(
-            plan.first,
-            plan.second,
+            choice.image(one, given.get("format")),
+            choice.image(two, given.get("second-format")),
             strict=plan.strict,
             observer=watch.listener,
             on_size_mismatch=lambda: output.say("Warning: Image size mismatch!"),
