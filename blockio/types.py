@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "INT_MAX",
+    "MAX_LENGTH",
     "BlockInfo",
     "BlockLimits",
     "BlockSizes",
@@ -39,6 +40,9 @@ __all__ = [
     "Role",
     "StatusFlags",
 ]
+
+MAX_LENGTH: Final = (2**63 - 1) & -(1 << 30)
+"""The longest disk and the highest end of a request, in bytes: leaves room to align upwards within 63 bits."""
 
 INT_MAX: Final = 2**31 - 1
 """The longest single request, in bytes; a longer one fails with EIO as in the reference document."""

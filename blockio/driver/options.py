@@ -275,8 +275,8 @@ def parse_bool(value: str, name: str = "value") -> bool:
 def parse_size(text: str, name: str = "size") -> int:
     """Bytes from ``4096``, ``64k``, ``1.5G`` or ``0x1000``.
 
-    The suffixes b k M G T P E, in either case, mean powers of 1024. A fraction needs a suffix and is rounded down.
-    OptionError in QEMU's words for anything else and for 2^64 and more.
+    The suffixes b k M G T P E, in either case, mean powers of 1024. A fraction needs a suffix; it is rounded to whole
+    bytes. OptionError in QEMU's words for anything else and for 2^64 and more.
     """
     number = text.strip()
     try:
@@ -310,9 +310,8 @@ def _parse_decimal(number: str) -> int:
         raise ValueError(number)
     if not shift and fraction.strip("0"):
         raise ValueError(number)
-    # In integers, because a float has too few digits for a size and ``decimal`` takes long to import.
-    scaled: int = (int(whole + fraction) << (shift or 0)) // 10 ** len(fraction)
-    return scaled
+    # Only the fraction is a float: it has too few digits for a whole size, and QEMU's are just those.
+    return (int(whole) << (shift or 0)) + int(float(f"0.{fraction}") * (1 << (shift or 0)) + 0.5)
 
 
 # -- typed options

@@ -6,6 +6,7 @@ create, the options are theirs, the backing file can be opened and says how long
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -79,18 +80,19 @@ class CreatePlan(msgspec.Struct):
         Returns what ``create_image`` does.
         """
         options, file_options = self._sorted()
-        try:
-            return await create_image(
-                self.driver.name,
-                self.filename if onto is None else onto,
-                options,
-                file_options=file_options,
-                trust=trust,
-                path_factory=NodeIO,
-            )
-        except LimitExceeded as error:
-            hint = " (try using a larger cluster size)" if "cluster_size" in self.known else ""
-            raise LimitExceeded(f"The image size is too large for file format '{self.driver.name}'{hint}") from error
+        return await create_image(
+            self.driver.name,
+            self.filename if onto is None else onto,
+            options,
+            file_options=file_options,
+            trust=trust,
+            path_factory=NodeIO,
+        )
+
+    def too_large(self) -> LimitExceeded:
+        """What there is to say when the image could not be made that large."""
+        hint = " (try using a larger cluster size)" if "cluster_size" in self.known else ""
+        return LimitExceeded(f"The image size is too large for file format '{self.driver.name}'{hint}")
 
     def _sorted(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The options for the format, and those for the storage below it."""
@@ -225,12 +227,17 @@ async def create(
     result = plan.result()
     if on_formatting is not None:
         on_formatting(result)
-    if pipe is None:
-        await plan.write(trust=trust)
-    else:
-        from blockio.img.streaming import stream_empty  # noqa: PLC0415  # few images go into a pipe
+    try:
+        if pipe is None:
+            await plan.write(trust=trust)
+        else:
+            from blockio.img.streaming import stream_empty  # noqa: PLC0415  # few images go into a pipe
 
-        await stream_empty(pipe, plan.driver, plan.values)
+            await stream_empty(pipe, plan.driver, plan.values)
+    except BlockError as error:
+        if error.errno != errno.EFBIG or not error.message.startswith("Could not "):
+            raise
+        raise plan.too_large() from error
     return result
 
 

@@ -326,8 +326,9 @@ class ResumablePlace(Place):
     def _clean_up(self) -> None:
         assert self._journal is not None
         assert self._beside is not None
-        with suppress(OSError):
-            os.unlink(self._beside)
+        for name in (self._beside, *self._others):
+            with suppress(OSError):
+                os.unlink(name)
         self._journal.remove()
 
 

@@ -8,12 +8,9 @@ from typing import Final
 import msgspec
 
 from blockio.errors import OutOfRange
-from blockio.types import INT_MAX, BlockLimits
+from blockio.types import INT_MAX, MAX_LENGTH, BlockLimits
 
 __all__ = ["MAX_BOUNCE", "MAX_LENGTH", "check_range", "check_transfer", "merged_limits"]
-
-MAX_LENGTH: Final = (2**63 - 1) & -(1 << 30)
-"""The longest disk and the highest end of a request, in bytes: leaves room to align upwards within 63 bits."""
 
 MAX_BOUNCE: Final = 16 << 20
 """The most memory, in bytes, that one step of a request takes beside the caller's own."""

@@ -6,10 +6,9 @@ import errno
 from typing import TYPE_CHECKING
 
 from blockio.driver.base import DriverKind
-from blockio.errors import BlockError, ReadOnly, UnsupportedFeature
+from blockio.errors import BlockError, OutOfRange, ReadOnly, UnsupportedFeature
 from blockio.io import wall
-from blockio.io.limits import MAX_LENGTH, check_range
-from blockio.types import Capability, PreallocMode, RequestFlags
+from blockio.types import MAX_LENGTH, Capability, PreallocMode, RequestFlags
 
 if TYPE_CHECKING:
     from blockio.io.node_io import NodeIO
@@ -25,12 +24,14 @@ async def truncate(io: NodeIO, length: int, *, exact: bool, prealloc: PreallocMo
     file reaches past the old end, ZERO_WRITE is added, or its content would appear in the new range; the driver sees
     to that before the new length shows, so that no crash can expose it.
 
-    Raises BlockError EINVAL for a negative length, EACCES on a read-only node, ENOTSUP where the driver cannot.
+    Raises BlockError EINVAL for a negative length, OutOfRange for one that no disk may have, EACCES on a read-only
+    node, ENOTSUP where the driver cannot.
     """
     driver = io.driver()
     if length < 0:
         raise BlockError("Image size cannot be negative", errno.EINVAL)
-    check_range(length, 0)
+    if length > MAX_LENGTH:
+        raise OutOfRange(f"offset({length}) exceeds maximum({MAX_LENGTH})")
     if io.node.read_only:
         raise ReadOnly("Image is read-only", errno.EACCES)
     if driver.capabilities.resize is Capability.NONE:

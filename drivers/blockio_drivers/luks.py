@@ -127,7 +127,12 @@ class LuksDriver(FormatDriver):
         # There is no metadata that grows with the disk.
         metadata = options.preallocation is PreallocMode.METADATA
         prealloc = PreallocMode.OFF if metadata else options.preallocation
-        await target.file.co_truncate(start + options.size, exact=False, prealloc=prealloc)
+        try:
+            await target.file.co_truncate(start + options.size, exact=False, prealloc=prealloc)
+        except BlockError as error:
+            if error.errno == errno.EFBIG:
+                raise BlockError("The requested file size is too large", errno.EFBIG) from error
+            raise
         await format_volume(_InFile(target.file), spec, options.key_secret, options.iter_time)
 
     @classmethod

@@ -31,8 +31,9 @@ from blockio.driver.base import (
     default_child_perm,
 )
 from blockio.driver.options import Size
-from blockio.errors import BlockError, OptionError, ReadOnly, UnsupportedFeature
+from blockio.errors import BlockError, LimitExceeded, OptionError, ReadOnly, UnsupportedFeature
 from blockio.types import (
+    MAX_LENGTH,
     BlockInfo,
     BlockLimits,
     BlockStatus,
@@ -108,7 +109,12 @@ class RawDriver(FormatDriver):
     async def co_create(cls, target: CreateTarget, options: RawCreateOptions) -> None:
         if options.size is None:
             raise OptionError("Image creation needs a size parameter")
-        await target.file.co_truncate(_whole_sectors(options.size), exact=False, prealloc=options.preallocation)
+        size = _whole_sectors(options.size)
+        if size >= 1 << 63:
+            raise BlockError("Could not resize file: Invalid argument", errno.EINVAL)
+        if size > MAX_LENGTH:
+            raise LimitExceeded("Could not resize file: File too large")
+        await target.file.co_truncate(size, exact=False, prealloc=options.preallocation)
 
     @classmethod
     async def co_inspect(cls, source: InspectSource, trust: Limits) -> HeaderReport:

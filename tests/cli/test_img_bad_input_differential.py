@@ -31,6 +31,11 @@ create n.raw 99999999999999999999
 create n.raw nan
 create n.raw inf
 create -f qcow2 n.qcow2 8E
+create n.raw 1.7M
+create -f qcow2 n.qcow2 1.7G
+create -f qcow2 n.qcow2 7.9999E
+create -f qcow2 n.qcow2 9223372036854775296
+create -f qcow2 n.qcow2 9223372036854775807
 create -f qcow2 -o size=-1 n.qcow2
 create -f qcow2 -o size= n.qcow2 1M
 create -f qcow2 -o cluster_size=1x n.qcow2 1M
@@ -43,6 +48,8 @@ resize -f raw d.raw +-1k
 resize -f raw d.raw 8E
 resize -f raw d.raw +8E
 resize a.qcow2 +9223372036854775807
+resize a.qcow2 9223372036854775296
+resize -f raw d.raw 9223372036854775807
 convert -S 1x d.raw o.raw
 convert -S -1 d.raw o.raw
 convert -S 8E d.raw o.raw

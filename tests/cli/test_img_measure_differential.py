@@ -64,6 +64,13 @@ measure -O qcow2 -o cluster_size=512 --size 100G
 measure -O qcow2 -o size=5M --size 1M
 measure -O qcow2 -o size=5M a.qcow2
 measure -O qcow2 --size 8E
+measure -O qcow2 --size 9223372036854775807
+measure -O qcow2 -o compat=0.10,extended_l2=on --size 1G
+measure -O qcow2 -o compat=0.10,compression_type=zstd a.qcow2
+measure -O qcow2 -o compat=0.10,refcount_bits=8 --size 1G
+measure -O qcow2 -o compat=v3 --size 1G
+measure -O qcow2 -o preallocation=bad --size 1G
+measure -O qcow2 -o compression_type=foo --size 1G
 measure --size -1
 measure --size 1x
 measure -O qcow2 --size 1

@@ -174,7 +174,7 @@ async def _set_length(engine: FileEngine, length: int) -> None:
     try:
         await engine.run(os.ftruncate, engine.fd, length)
     except OSError as error:
-        raise BlockError(f"Failed to resize file: {error.strerror}", error.errno) from error
+        raise BlockError(f"Could not resize file: {error.strerror}", error.errno) from error
 
 
 async def _allocate(engine: FileEngine, old: int, length: int) -> None:

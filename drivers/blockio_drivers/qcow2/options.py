@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from blockio.driver.options import Size
-from blockio.errors import LimitExceeded, OptionError
-from blockio.types import PreallocMode
+from blockio.errors import LimitExceeded, OptionError, OutOfRange
+from blockio.types import MAX_LENGTH, PreallocMode
 
 if TYPE_CHECKING:
     from blockio_drivers.crypto.header import CipherSpec
@@ -27,7 +27,7 @@ _ENCRYPTIONS: Final = ("luks", "aes", "qcow")
 """The last is another name of ``aes``."""
 _COMPAT: Final = {"0.10": 2, "v2": 2, "1.1": 3, "v3": 3}
 
-TOO_LARGE: Final = "The image size is too large for file format 'qcow2' (try using a larger cluster size)"
+TOO_LARGE: Final = "Could not resize image: Failed to grow the L1 table: File too large"
 
 
 class OverlapChecks(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
@@ -253,8 +253,8 @@ class Qcow2CreateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     def validate(self) -> None:
         """Raise what QEMU says where the options cannot be met or contradict each other.
 
-        OptionError (EINVAL), LimitExceeded (EFBIG) for a size no image of that cluster size has, UnsupportedFeature
-        for what this driver does not do.
+        OptionError (EINVAL), OutOfRange (EIO) for a size no disk has, LimitExceeded (EFBIG) for one no image of that
+        cluster size has, UnsupportedFeature for what this driver does not do.
         """
         if self.size is None:
             raise OptionError("Image creation needs a size parameter")
@@ -293,6 +293,10 @@ class Qcow2CreateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True
                 "(use version=v3 or greater)"
             )
         self._validate_backing()
+        if self.disk_size >= 1 << 63:
+            raise OptionError("Could not resize image: Image size cannot be negative")
+        if self.disk_size > MAX_LENGTH:
+            raise OutOfRange(f"Could not resize image: offset({self.disk_size}) exceeds maximum({MAX_LENGTH})")
         reach = size * (size // (16 if self.extended_l2 else 8))
         if -(-self.disk_size // reach) * 8 > _MAX_L1_BYTES:
             raise LimitExceeded(TOO_LARGE)
