@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from blockio_drivers.qcow2.options import Qcow2AmendOptions
 from tests.crypto.rig import PASSPHRASE, secrets
 from tests.qcow2.amend_work import amend
 from tests.qcow2.engine import check_image, first_l2_table, new_image, open_disk, put
+from tests.support.cancel import cancelled_after
 from tests.support.disks import content, opened
 from tests.support.qemu import assert_clean, pattern, qemu_img, qemu_io
 
@@ -177,11 +177,7 @@ async def test_cancelled_at_any_moment_the_disk_is_the_same(image: Path) -> None
     for turns in range(0, 300, 19):
         restore(image, original)
         await img.amend(disk(image), {"refcount_bits": 8})
-        task = asyncio.create_task(img.amend(disk(image), wanted))
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await cancelled_after(turns, img.amend(disk(image), wanted))
         assert await content(image) == before
         report = await img.check(disk(image))
         assert report.clean, f"cancelled after {turns} turns"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from blockio.backend import BlockBackend
 from blockio.driver.gate import AllowAll
 from blockio.errors import OptionError, UnsupportedFeature
 from blockio.img.limiting import RateLimit
+from tests.support.cancel import cancelled_after
 from tests.support.qemu import assert_clean, pattern
 
 KIB = 1024
@@ -104,13 +104,7 @@ async def test_cancelled_at_any_moment_the_disk_reads_as_before(chain: Path) -> 
     top, mid = chain / "top.qcow2", chain / "mid.qcow2"
     expected = await content(top)
     for turns in range(0, 300, 13):
-        task = asyncio.create_task(img.commit(layer(top), drop=True))
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        task.cancel()
-        try:
-            await task
-        except asyncio.CancelledError:
+        if await cancelled_after(turns, img.commit(layer(top), drop=True)):
             assert await content(top) == expected, f"cancelled after {turns} turns"
     await img.commit(layer(top))
     assert await content(mid) == expected

@@ -14,6 +14,7 @@ from blockio.errors import BlockError, OptionError, OutOfRange, UnsupportedFeatu
 from blockio.img.copying import CHUNK
 from blockio.img.limiting import RateLimit
 from blockio.testing.driver import MemoryDisk
+from tests.support.cancel import cancelled_after
 from tests.support.qemu import assert_clean, pattern, qemu_img
 
 MIB = 1 << 20
@@ -187,13 +188,7 @@ async def test_cancelled_at_any_moment_it_leaves_all_or_nothing(tmp_path: Path) 
     with MemoryDisk(0) as disk:
         disk.data[:] = two_chunks()
         for turns in range(0, 400, 7):
-            task = asyncio.create_task(img.convert(image_of(disk), str(target), "qcow2", workers=2))
-            for _ in range(turns):
-                await asyncio.sleep(0)
-            task.cancel()
-            try:
-                await task
-            except asyncio.CancelledError:
+            if await cancelled_after(turns, img.convert(image_of(disk), str(target), "qcow2", workers=2)):
                 assert names_in(tmp_path) == [], f"cancelled after {turns} turns"
             else:
                 assert names_in(tmp_path) == ["target.qcow2"]

@@ -25,6 +25,7 @@ from blockio.img.copying import CHUNK
 from blockio.testing.driver import MemoryDisk
 from blockio_drivers.qcow2.options import Qcow2CreateOptions
 from blockio_drivers.qcow2.streaming import stream_image
+from tests.support.cancel import cancelled_after
 from tests.support.qemu import assert_clean, blocks, pattern, qemu_img
 
 MIB = 1 << 20
@@ -312,12 +313,7 @@ async def test_cancelled_while_the_pipe_is_full_it_lets_go(turns: int, tmp_path:
         disk.data[:] = pattern(6 * MIB)
         out, into = os.pipe()
         try:
-            task = asyncio.create_task(img.convert(image_of(disk), img.Pipe(fd=into)))
-            for _ in range(turns):
-                await asyncio.sleep(0)
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
+            assert await cancelled_after(turns, img.convert(image_of(disk), img.Pipe(fd=into)))
             assert os.get_blocking(into)
         finally:
             os.close(out)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from blockio.errors import BlockError, OpenDenied, OptionError
 from blockio.graph.node import BlockNode
 from blockio.img.limiting import RateLimit
 from blockio.types import OpenFlags
+from tests.support.cancel import cancelled_after
 from tests.support.disks import content, opened
 from tests.support.qemu import assert_clean, pattern, qemu_img
 
@@ -154,11 +154,7 @@ async def test_cancelled_at_any_moment_the_disk_reads_as_before(chain: Path) -> 
     found = set()
     for turns in (*range(0, 60, 7), *range(60, 700, 83)):
         top.write_bytes(original)
-        task = asyncio.create_task(img.rebase(layer(top), "other.qcow2", "qcow2"))
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await cancelled_after(turns, img.rebase(layer(top), "other.qcow2", "qcow2"))
         assert await content(top) == before, f"cancelled after {turns} turns"
         found.add(await names(top))
     assert (str(chain / "mid.qcow2"), "qcow2") in found

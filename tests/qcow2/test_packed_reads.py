@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from blockio.backend import BlockBackend
 from blockio.errors import BlockError, CorruptImage
 from blockio.types import OpenFlags
 from blockio_drivers.qcow2 import compressed
+from tests.support.cancel import cancelled_after
 from tests.support.qemu import pattern, qemu_img, qemu_io
 
 CLUSTER = 4096
@@ -87,13 +87,7 @@ async def test_cancelled_at_any_moment_the_memory_is_the_callers(packed: Path) -
     async with await opened(packed) as blk:
         for turns in range(12):
             memory = bytearray(SIZE)
-            task = asyncio.create_task(blk.co_preadv(0, memory))
-            for _ in range(turns):
-                await asyncio.sleep(0)
-            task.cancel()
-            try:
-                await task
-            except asyncio.CancelledError:
+            if await cancelled_after(turns, blk.co_preadv(0, memory)):
                 seen = bytes(memory)
                 await blk.co_preadv(0, bytearray(SIZE))
                 assert memory == seen
