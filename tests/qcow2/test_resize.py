@@ -149,7 +149,7 @@ async def test_the_length_is_known_when_a_resize_fails_too_late() -> None:
             await set_size(size)
             raise BlockError
 
-        image.set_size = fail  # type: ignore[method-assign]
+        image.set_size = fail  # type: ignore[method-assign]  # fails after it is done
         with pytest.raises(BlockError):
             await disk.truncate(2 << 20)
         assert disk.driver.length == 2 << 20
