@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-__all__ = ["Option"]
+__all__ = ["AIO_MODES", "Option", "stronger_aio"]
+
+AIO_MODES: Final = ("threads", "io_uring", "native")
+"""How requests reach the kernel; of several on one line the last in this order counts, as the QEMU tools have it."""
 
 
 class Option(NamedTuple):
@@ -36,3 +39,8 @@ class Option(NamedTuple):
         if self.optional:
             return f"{names}[={self.metavar}]"
         return f"{names} {self.metavar}" if self.metavar else names
+
+
+def stronger_aio(before: str | None, mode: str) -> str:
+    """What *mode*, one of ``AIO_MODES``, makes of the mode that was asked for before."""
+    return mode if before is None else max(before, mode, key=AIO_MODES.index)

@@ -56,6 +56,9 @@ bench -f foo a.raw
 bench --image-opts -c 10 driver=raw,file.filename=a.raw
 bench --image-opts -f raw driver=raw,file.filename=a.raw
 bench -U -c 10 a.qcow2
+bench -n -i threads -c 1 -f raw a.raw
+bench -i native -i io_uring -c 1 -f raw a.raw
+bench -i io_uring -i threads -c 1 -f raw a.raw
 bench -z a.raw
 """
 

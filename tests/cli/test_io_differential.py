@@ -384,6 +384,8 @@ CALLING = [
     call("-f", "raw", "disk.raw", "-i", "native", "-c", "length"),
     call("-f", "raw", "disk.raw", "-k", "-c", "length"),
     call("-f", "raw", "disk.raw", "-i", "threads", "-c", "read 0 1"),
+    call("-f", "raw", "disk.raw", "-k", "-i", "threads", "-c", "read 0 1"),
+    call("-f", "raw", "disk.raw", "-i", "native", "-i", "io_uring", "-c", "read 0 1"),
     call("-f", "raw", "disk.raw", "-i", "io_uring", "-c", "read 0 1", "-c", "write 0 1"),
     call("-f", "raw", "disk.raw", "-k", "-n", "-c", "read 0 1", "-c", "write -P 1 5 700"),
     call("-f", "raw", "disk.raw", "-n", "-c", "read 0 512", "-c", "read 1 1"),

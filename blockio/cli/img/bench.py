@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from functools import partial
+from functools import partial, reduce
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from blockio.cli.definitions import AIO_MODES, stronger_aio
 from blockio.cli.img.given import read
 from blockio.cli.img.tool import fail, read_size
 from blockio.errors import OptionError
-from blockio.img.benching import AIO_MODES, bench
+from blockio.img.benching import bench
 from blockio.img.opening import cache_flags
 from blockio.types import INT_MAX, OpenFlags
 
@@ -74,7 +75,7 @@ def prepare(args: list[str], output: Output) -> _Plan | None:
         numbers=numbers,
         write=write,
         drain="no-drain" not in given,
-        aio=modes[-1] if modes else None,
+        aio=reduce(stronger_aio, modes) if modes else None,
     )
 
 

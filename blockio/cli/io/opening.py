@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from blockio.backend import BlockBackend
+from blockio.cli.definitions import AIO_MODES, stronger_aio
 from blockio.driver.gate import AllowAll
 from blockio.driver.options import flatten, nest, split_protocol
 from blockio.errors import BlockError, OptionError
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Opening", "open_image", "set_aio", "set_cache", "set_discard"]
 
-_AIO_MODES: Final = ("threads", "native", "io_uring")
 _DISCARD_MODES: Final = {"ignore": False, "off": False, "unmap": True, "on": True}
 _RAW_WARNING: Final = """\
 WARNING: Image format was not specified for '{}' and probing guessed raw.
@@ -56,9 +56,9 @@ def set_discard(opening: Opening, mode: str) -> None:
 
 def set_aio(opening: Opening, mode: str) -> None:
     """``-i``, ``-k``. OptionError."""
-    if mode not in _AIO_MODES:
+    if mode not in AIO_MODES:
         raise OptionError(f"Invalid aio option: {mode}")
-    opening.aio = mode
+    opening.aio = stronger_aio(opening.aio, mode)
 
 
 async def open_image(session: Session, opening: Opening) -> None:
