@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -13,7 +13,7 @@ from blockio.aio.threads import in_worker
 from blockio.errors import BlockError, OptionError
 from blockio.img.copying import Copier, Source
 from blockio.img.creating import option_pairs, plan_create
-from blockio.img.opening import Image, ImageLike, image_of, opened, sectors_up
+from blockio.img.opening import Image, ImageLike, image_of, nodes_of, opened, sectors_up
 from blockio.img.placing import Place
 from blockio.img.progress import Meter
 from blockio.img.results import ConvertResult, Observer
@@ -73,7 +73,8 @@ async def dd(
             if on_warning is not None:
                 on_warning(f"{image.name}: cannot skip to specified offset")
             first = end
-        await in_worker(_refuse_itself, image, output)
+        assert blk.bs is not None
+        await in_worker(_refuse_itself, [node.filename for node in nodes_of(blk.bs)], output)
         plan.set("size", end - first)
         place = Place(output, plan, trust, "error while creating output image")
         await outer.enter_async_context(place)
@@ -96,13 +97,13 @@ async def dd(
     return ConvertResult(output.name, format, end - first, copier.copied, copier.zeroed)
 
 
-def _refuse_itself(image: Image, output: Image) -> None:
-    """Making the new image would empty the old one before it is read."""
-    if image.filename is None or output.filename is None:
+def _refuse_itself(files: list[str], output: Image) -> None:
+    """Making the new image would empty the old one, or what that stands on, before it is read."""
+    if output.filename is None:
         return
-    try:
-        same = os.path.samefile(image.filename, output.filename)
-    except OSError:
-        return
-    if same:
-        raise OptionError(f"input and output file are the same: '{output.name}'")
+    for name in files:
+        same = False
+        with suppress(OSError):
+            same = os.path.samefile(name, output.filename)
+        if same:
+            raise OptionError(f"input and output file are the same: '{output.name}'")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -27,6 +27,7 @@ __all__ = [
     "cache_flags",
     "full_backing_name",
     "image_of",
+    "nodes_of",
     "opened",
     "sectors_up",
     "with_engine",
@@ -123,6 +124,13 @@ def _engine_below(options: Mapping[str, Any], aio: str) -> dict[str, Any]:
 
 def _engine_below_file(options: Mapping[str, Any], aio: str) -> dict[str, Any]:
     return _engine_below(options, aio) if "file" in options else {**options, "aio": aio}
+
+
+def nodes_of(node: BlockNode) -> Iterator[BlockNode]:
+    """*node* and all that it stands on."""
+    yield node
+    for edge in node.children.values():
+        yield from nodes_of(edge.node)
 
 
 def sectors_up(nbytes: int) -> int:

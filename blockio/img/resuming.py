@@ -19,7 +19,7 @@ import errno
 import os
 import stat
 import zlib
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -31,7 +31,7 @@ from blockio.errors import BlockError, CorruptImage, ImageError, OptionError, Un
 from blockio.graph.bitmap_commands import block_dirty_bitmap_remove
 from blockio.img.copying import Source
 from blockio.img.journal import Journal
-from blockio.img.opening import Image, Pipe
+from blockio.img.opening import Image, Pipe, nodes_of
 from blockio.img.placing import Place
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ async def _work(inputs: Sequence[ImageLike | Pipe], disks: list[Source], setting
     texts = {name: _plain(str(value)) for name, value in settings.items() if value is not None}
     stamps: list[tuple[Stamp, ...]] = []
     for number, (image, disk) in enumerate(zip(inputs, disks, strict=True), 1):
-        nodes = list(_nodes(disk.node))
+        nodes = list(nodes_of(disk.node))
         shape = [node.driver_class.name for node in nodes]
         name, options = (image.filename, image.options) if isinstance(image, Image) else (str(image), None)
         # A name is how the file is found; options, which a json: name is as well, say how it is read.
@@ -108,12 +108,6 @@ async def _work(inputs: Sequence[ImageLike | Pipe], disks: list[Source], setting
 def _plain(text: str) -> str:
     """*text*, in which a file name may be that is no UTF-8, as JSON can hold it."""
     return text.encode("utf-8", "surrogateescape").decode("latin-1")
-
-
-def _nodes(node: BlockNode) -> Iterator[BlockNode]:
-    yield node
-    for edge in node.children.values():
-        yield from _nodes(edge.node)
 
 
 def _stamps(nodes: list[BlockNode]) -> tuple[Stamp, ...]:
@@ -257,8 +251,8 @@ class ResumablePlace(Place):
         """*blk* is the new image: from now on it is worth keeping. CorruptImage where an earlier run's is damaged."""
         node = blk.bs
         assert node is not None
-        below = [] if node.backing is None else list(_nodes(node.backing.node))
-        files = [one.filename for one in _nodes(node) if not one.children and one not in below]
+        below = [] if node.backing is None else list(nodes_of(node.backing.node))
+        files = [one.filename for one in nodes_of(node) if not one.children and one not in below]
         if self.resumed:
             await self._mend(node, files)
         else:

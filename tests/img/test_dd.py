@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from blockio import img
+from blockio.driver.gate import AllowAll
 from blockio.errors import BlockError, OptionError
 from blockio.testing.driver import MemoryDisk
 from tests.support.qemu import assert_clean, pattern
@@ -79,6 +80,10 @@ async def test_a_disk_is_not_copied_onto_itself(tmp_path: Path) -> None:
     disk.write_bytes(b"x" * 512)
     with pytest.raises(OptionError, match="input and output file are the same"):
         await img.dd(str(disk), str(disk))
+    overlay = img.Image(filename=str(tmp_path / "overlay"), format="qcow2", gate=AllowAll())
+    await img.create(str(tmp_path / "overlay"), "qcow2", backing_file=str(disk), backing_format="raw", gate=AllowAll())
+    with pytest.raises(OptionError, match="input and output file are the same"):
+        await img.dd(overlay, str(disk))
     assert disk.read_bytes() == b"x" * 512
 
 
