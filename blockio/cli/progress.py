@@ -31,6 +31,8 @@ STYLES: Final = ("auto", "bar", "jsonl", "none")
 
 _BAR_AFTER: Final = 0.5
 _BAR_EVERY: Final = 0.1
+_WIDE: Final = 80
+"""In so many columns a bar has room for rates and amounts, too."""
 _JSON_EVERY: Final = 0.2
 
 
@@ -182,15 +184,17 @@ def _rich_bar(what: str) -> tuple[Any, Any]:
     )
     from rich.progress import Progress as RichProgress  # noqa: PLC0415
 
+    console = Console(stderr=True)
+    wide = console.width >= _WIDE
+    amounts = [DownloadColumn(binary_units=True), TransferSpeedColumn()] if wide else []
     bar = RichProgress(
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(max(10, min(40, console.width - _WIDE + 10))),
         TaskProgressColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
+        *amounts,
         TimeRemainingColumn(),
-        TextColumn("{task.fields[waits]}"),
-        console=Console(stderr=True),
+        *([TextColumn("{task.fields[waits]}")] if wide else []),
+        console=console,
         auto_refresh=False,
     )
     bar.start()

@@ -15,7 +15,7 @@ from blockio.cli.definitions import Option
 from blockio.cli.img.commands import COMMANDS
 from blockio.cli.img.getopt import CommandLine, UsageError
 from blockio.cli.output import Output, human_size, json_pretty, json_string
-from blockio.cli.progress import Bar, JsonLines, PercentLines, Watcher, watcher
+from blockio.cli.progress import Bar, JsonLines, PercentLines, Watcher, _rich_bar, watcher
 from blockio.img import Progress
 from tests.support.imgtool import capture
 
@@ -243,6 +243,20 @@ def test_a_style_of_progress_that_nobody_has_is_refused(folder: Path) -> None:
     said = capture(["convert", "--progress=loud", "a", "b"], folder, folder.parent / "aside", "blockio img")
     assert said.status == 1
     assert said.err == "blockio img: --progress must be used with auto, bar, jsonl or none as argument.\n"
+
+
+@pytest.mark.parametrize(("columns", "rate"), [(40, False), (80, True), (200, True)])
+def test_a_bar_fits_on_one_line_of_the_terminal(columns: int, rate: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    bar, task = _rich_bar("convert")
+    bar.update(task, completed=123 << 30, total=456 << 30, waits="source")
+    table = bar.make_tasks_table(bar.tasks)
+    lines = ["".join(segment.text for segment in line) for line in bar.console.render_lines(table)]
+    bar.stop()
+    assert len(lines) == 1
+    assert "…" not in lines[0]
+    assert ("GiB" in lines[0]) is rate
+    assert "27%" in lines[0]
 
 
 def test_progress_for_programs_goes_to_standard_error(folder: Path) -> None:
