@@ -145,4 +145,6 @@ def _plain_path(plan: CreatePlan) -> str | None:
 def name_beside(final: str, tag: str, end: str) -> str:
     """``.NAME.tag.end`` in *final*'s folder, short enough for every file system."""
     folder, name = os.path.split(final)
+    if not folder and ":" in name:
+        folder = "."  # what comes before the colon is no protocol's name
     return os.path.join(folder, f".{os.fsdecode(os.fsencode(name)[:200])}.{tag}.{end}")

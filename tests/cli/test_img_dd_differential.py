@@ -58,6 +58,7 @@ dd if=nope of=o.raw
 dd if= of=o.raw
 dd if=d.raw of=nodir/o.raw
 dd if=d.raw of=sub
+dd if=d.raw of=file:odd:name.raw
 dd if=short.qcow2 of=o.raw
 dd -f raw --image-opts if=d.raw of=o.raw
 dd --image-opts if=driver=raw,file.filename=d.raw of=o.raw

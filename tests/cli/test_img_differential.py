@@ -467,6 +467,7 @@ resize longer.qcow2 3M ; map --output=json longer.qcow2
 
 CONVERT = """
 convert nope o.raw
+convert -O raw a.qcow2 file:odd:name.raw
 convert a.qcow2 o.raw
 convert -q -p a.qcow2 o.raw
 convert -p nope o.raw
