@@ -132,7 +132,7 @@ async def test_raw_bytes_are_harmless_however_few(tmp_path: Path, length: int) -
         ("file:/etc/passwd", "file:/etc/passwd", "file", ["a place of the system"]),
         ("evil.qcow2", "{folder}/evil.qcow2", None, ["the image itself"]),
         ("nbd://host/x", "nbd://host/x", "nbd", ["the protocol 'nbd' decides what it is"]),
-        ("json:{", "json:{", "json", ["Could not parse the JSON options: Input data was truncated"]),
+        ("json:{", "json:{", "json", ["Could not parse the JSON options: JSON parse error, premature EOI"]),
         ("json:[]", "json:[]", "json", ["Invalid JSON object given"]),
     ],
 )
