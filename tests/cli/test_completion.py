@@ -6,6 +6,7 @@ import os
 import pty
 import shlex
 import subprocess
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -188,11 +189,14 @@ def _on_a_terminal(argv: list[str], folder: Path, environment: dict[str, Any]) -
         argv, cwd=folder, env=environment, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
     ) as shell:
         os.close(theirs)
+        patience = threading.Timer(60, shell.kill)  # whatever it would wait for then will not come
+        patience.start()
         # EIO is how a terminal says that nobody is on the other side.
         with suppress(OSError):
             while chunk := os.read(ours, 4096):
                 shown += chunk
-        assert shell.wait() == 0
+        patience.cancel()
+        assert shell.wait() == 0, shown
     os.close(ours)
     return shown
 
