@@ -117,6 +117,7 @@ def shown(kind: type[Watcher], steps: list[Progress], tmp_path: Path) -> tuple[s
             with path.open("wb") as file:
                 os.dup2(file.fileno(), fd)
         output = Output("tool")
+        # reason: the watchers are made of different things, which type[Watcher] cannot tell
         watch = PercentLines(output, 1.0) if kind is PercentLines else kind(output, "convert")  # type: ignore[call-arg]
         watch.begin()
         for step in steps:
