@@ -116,13 +116,13 @@ def _leave(status: int) -> NoReturn:
 
     Where threads still work, or standard output does not take what is left for it, it ends as every Python does.
     """
-    streams = [stream for stream in (sys.stdout, sys.stderr) if stream is not None]
-    try:
-        for stream in streams:
-            stream.flush()
-    except OSError:
-        sys.exit(status)
     if threading.active_count() > 1:
+        sys.exit(status)
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+    except OSError:
         sys.exit(status)
     os._exit(status)
 

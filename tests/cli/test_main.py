@@ -71,12 +71,13 @@ def test_the_process_ends_at_once_unless_somebody_still_works(thread: bool) -> N
     code = (
         "import atexit, sys, threading; from blockio.cli.main import _leave;"
         "atexit.register(print, 'taken apart');"
+        "late = lambda: (threading.main_thread().join(), sys.stdout.write('late '));"
         # One write for each word, or they may come one inside the other.
-        f"{thread} and threading.Thread(target=lambda: sys.stdout.write(sys.stdin.read())).start();"
+        f"{thread} and threading.Thread(target=late).start();"
         "sys.stdout.write('said '); _leave(3)"
     )
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, input="late ", capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 3
     assert sorted(done.stdout.split()) == (["apart", "late", "said", "taken"] if thread else ["said"])
 
