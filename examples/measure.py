@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from blockio.bench.job import Job
@@ -26,10 +27,11 @@ def main(requests: int, rounds: int) -> None:
             where = Path(folder) / kind
             where.mkdir()
             stacks[kind], _ = make_scratch(where, Scratch(format=kind, size=16 * MIB))
-        qcow2, raw = (
-            Contender(kind, lambda kind=kind: run_loop(run_once(job, stacks[kind])).rate)  # type: ignore[misc]  # bound
-            for kind in ("qcow2", "raw")
-        )
+
+        def rate(kind: str) -> float:
+            return run_loop(run_once(job, stacks[kind])).rate
+
+        qcow2, raw = (Contender(kind, partial(rate, kind)) for kind in ("qcow2", "raw"))
         workload = Workload(job.title, "requests/s", qcow2, [raw])
         run_rounds(workload, rounds, lambda text: None)
         print(render(rows(workload)))

@@ -15,13 +15,13 @@ from typing import Final
 
 import msgspec
 
-from blockio.bench.job import Job
+from blockio.bench.job import Job, Pattern
 from blockio.driver.options import parse_size
 from blockio.errors import OptionError
 
 __all__ = ["FioJob", "read_fio"]
 
-_RW: Final = {
+_RW: Final[dict[str, tuple[Pattern, int | None]]] = {
     "read": ("sequential", 100),
     "write": ("sequential", 0),
     "randread": ("random", 100),
@@ -234,7 +234,7 @@ class _Made:
             raise OptionError(f"fio job '{name}': time_based needs a runtime")
         share = self.mix if share is None else share
         job = Job(
-            pattern=pattern,  # type: ignore[arg-type]  # from the table, or one of the two above
+            pattern=pattern,
             block_size=self.block_size,
             read_percent=share,
             depth=self.depth,
