@@ -71,9 +71,10 @@ class CompressedReader:
     async def _read_whole(self, whole: list[tuple[IoVector, int]]) -> None:
         places = [self._image.geometry.compressed(descriptor) for _, descriptor in whole]
         needed = sum(place.nbytes for place in places)
-        memory = self._spare.pop() if self._spare else aligned_buffer(_SPARE)
         if needed > _SPARE:
             memory = aligned_buffer(needed)
+        else:
+            memory = self._spare.pop() if self._spare else aligned_buffer(_SPARE)
         try:
             packed = await self._fetch(places, memory)
             kind = self._image.header.compression_type
