@@ -29,7 +29,7 @@ _READS: Final = 2000
 
 def backend(folder: Path, scale: Scale) -> Iterator[Workload]:
     """Counting alone, and with the time of each request taken; the bare read is the limit in both."""
-    import uvloop  # noqa: PLC0415  # the other benchmarks do without
+    import uvloop  # the other benchmarks do without
 
     disk = folder / "backend.raw"
     disk.write_bytes(random.Random(1).randbytes(_DISK))
@@ -53,7 +53,7 @@ def backend(folder: Path, scale: Scale) -> Iterator[Workload]:
 
 async def _measure(path: Path, timing: bool, passes: int) -> tuple[float, float]:
     """Nanoseconds of CPU time of one bare read, and of what the backend adds to the node's."""
-    import blockio  # noqa: PLC0415  # as above
+    import blockio
 
     memory = bytearray(_BLOCK)
     offsets = [index * _BLOCK % _DISK for index in range(_READS)]

@@ -262,7 +262,7 @@ class _Opening(AbstractAsyncContextManager["BlockBackend"]):
 
     async def _open(self) -> BlockBackend:
         # The backend room is needed from here on, and only from here on.
-        from blockio.backend import BlockBackend  # noqa: PLC0415
+        from blockio.backend import BlockBackend
 
         return await BlockBackend.new_open(**self._arguments)
 
@@ -301,7 +301,7 @@ def open(
     ``AllowAll()`` for images whose maker you trust. *flags* say how in full; *read_only* alone is enough for most.
     Sizes are bytes. Raises a ``BlockError`` with the message users of qemu-img know; nothing stays open then.
     """
-    from blockio.types import OpenFlags as Flags  # noqa: PLC0415  # types may be the only room a caller needs
+    from blockio.types import OpenFlags as Flags  # types may be the only room a caller needs
 
     flags = flags or Flags()
     if read_only:

@@ -230,7 +230,7 @@ class AioContext:
 def _new_loop() -> asyncio.AbstractEventLoop:
     """uvloop's where it is installed, else the stock loop."""
     try:
-        import uvloop  # noqa: PLC0415  # a wheel of its own, and only threads with a loop need it
+        import uvloop  # a wheel of its own, and only threads with a loop need it
     except ImportError:
         return asyncio.new_event_loop()
     return uvloop.new_event_loop()

@@ -33,7 +33,7 @@ def checked(result: int) -> int:
     """*result* of a system call; OSError where it is negative."""
     if result >= 0:
         return result
-    import ctypes  # noqa: PLC0415  # a ring exists, so it is imported; named here only where a call failed
+    import ctypes  # a ring exists, so it is imported; named here only where a call failed
 
     code = ctypes.get_errno()
     raise OSError(code, os.strerror(code))
@@ -109,7 +109,7 @@ class RegisteredBuffers:
 
     def _has_table(self) -> bool:
         if self._free is None:
-            import ctypes  # noqa: PLC0415  # imported by the ring
+            import ctypes
 
             argument = ctypes.create_string_buffer(_RSRC_REGISTER.pack(SLOTS, _SPARSE, 0, 0, 0), _RSRC_REGISTER.size)
             try:
@@ -121,7 +121,7 @@ class RegisteredBuffers:
         return bool(self._free)
 
     def _update(self, slot: int, address: int, nbytes: int) -> None:
-        import ctypes  # noqa: PLC0415  # imported by the ring
+        import ctypes
 
         vector = ctypes.create_string_buffer(_IOVEC.pack(address, nbytes), _IOVEC.size)
         update = _RSRC_UPDATE.pack(slot, 0, ctypes.addressof(vector), 0, 1, 0)

@@ -73,7 +73,7 @@ _STATX_DIO_AT: Final = 152
 @lru_cache(maxsize=1)
 def libc() -> ctypes.CDLL:
     """The C library, whose calls release the interpreter lock."""
-    import ctypes  # noqa: PLC0415  # see the module's docstring
+    import ctypes
 
     library = ctypes.CDLL(None, use_errno=True)
     library.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -81,7 +81,7 @@ def libc() -> ctypes.CDLL:
 
 
 def _raise_errno() -> None:
-    import ctypes  # noqa: PLC0415  # see the module's docstring
+    import ctypes
 
     code = ctypes.get_errno()
     raise OSError(code, os.strerror(code))
@@ -92,7 +92,7 @@ def fallocate(fd: int, mode: int, offset: int, nbytes: int) -> None:
     # On 64-bit systems off_t is 64 bits; on 32-bit ones the symbol with that width has a name of its own.
     call = libc().fallocate if sys.maxsize > 2**32 else libc().fallocate64
     while call(fd, mode, offset, nbytes) != 0:
-        import ctypes  # noqa: PLC0415  # see the module's docstring
+        import ctypes
 
         if ctypes.get_errno() != 4:  # EINTR
             _raise_errno()
@@ -100,7 +100,7 @@ def fallocate(fd: int, mode: int, offset: int, nbytes: int) -> None:
 
 def address_of(view: memoryview) -> int:
     """Where *view* begins in memory. Valid while the view is held."""
-    import ctypes  # noqa: PLC0415  # see the module's docstring
+    import ctypes
 
     if not view.readonly:
         return ctypes.addressof(ctypes.c_char.from_buffer(view))
@@ -109,7 +109,7 @@ def address_of(view: memoryview) -> int:
 
 @lru_cache(maxsize=1)
 def _py_buffer() -> type[Any]:
-    import ctypes  # noqa: PLC0415  # see the module's docstring
+    import ctypes
 
     class PyBuffer(ctypes.Structure):
         """CPython's ``Py_buffer``, part of its stable ABI since 3.11."""
@@ -133,7 +133,7 @@ def _py_buffer() -> type[Any]:
 
 def _readonly_address(view: memoryview) -> int:
     """ctypes' ``from_buffer`` refuses read-only memory, such as the ``bytes`` of a write; the C API does not."""
-    import ctypes  # noqa: PLC0415  # see the module's docstring
+    import ctypes
 
     buffer = _py_buffer()()
     where = ctypes.byref(buffer)
@@ -172,7 +172,7 @@ class DioAlignment(NamedTuple):
 
 def dio_alignment(fd: int) -> DioAlignment | None:
     """By ``statx`` (Linux 6.1), or None where the kernel, library or file system does not tell."""
-    import ctypes  # noqa: PLC0415  # see the module's docstring
+    import ctypes
 
     try:
         statx = libc().statx

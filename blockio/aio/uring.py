@@ -174,7 +174,7 @@ class Uring:
 
     def __init__(self, context: AioContext) -> None:
         """OSError where the kernel has no io_uring, forbids it, or lacks an operation needed here."""
-        import ctypes  # noqa: PLC0415  # milliseconds, which programs without slow I/O need not spend
+        import ctypes  # milliseconds, which programs without slow I/O need not spend
 
         self._addressof = ctypes.addressof
         self._from_buffer: Callable[[Any], Any] = ctypes.c_char.from_buffer
@@ -226,7 +226,7 @@ class Uring:
         return ring is not None and ring._in_flight > 0
 
     def _check_features(self, params: bytearray) -> None:
-        import ctypes  # noqa: PLC0415  # imported by the caller
+        import ctypes
 
         (features,) = struct.unpack_from("=I", params, 20)
         if not features & _FEAT_NODROP:

@@ -298,7 +298,7 @@ class Accounting:
 
     def snapshot(self, name: str = "") -> Statistics:
         """All of it as it is now, frozen; see ``blockio.backend.statistics``."""
-        from blockio.backend.statistics import freeze  # noqa: PLC0415  # only who looks needs the frozen forms
+        from blockio.backend.statistics import freeze  # only who looks needs the frozen forms
 
         return freeze(self, self._intervals, name)
 

@@ -165,7 +165,7 @@ def _interval(interval: _Interval) -> IntervalStatistics:
 
 def table(rows: Iterable[Statistics]) -> Table:
     """A ``rich`` table with one line for each kind of request that each of *rows* has seen."""
-    from rich.table import Table  # noqa: PLC0415  # heavy, and only people look at tables
+    from rich.table import Table  # heavy, and only people look at tables
 
     out = Table(title="Requests")
     out.add_column("of")

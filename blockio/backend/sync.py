@@ -41,7 +41,7 @@ _T = TypeVar("_T")
 
 def _token(context: AioContext) -> EventLoopToken:
     """anyio's name for *context*'s loop. Asking is a hop: whatever was sent there before has begun when it is back."""
-    from anyio.lowlevel import current_token  # noqa: PLC0415  # only threads without a loop need anyio
+    from anyio.lowlevel import current_token  # only threads without a loop need anyio
 
     async def ask() -> EventLoopToken:
         return current_token()
@@ -55,7 +55,7 @@ def run_sync(context: AioContext, make: Callable[[], Coroutine[Any, Any, _T]]) -
     RuntimeError in the context's own thread, and where its loop does not run; ``concurrent.futures.CancelledError``
     where somebody over there cancelled it.
     """
-    from anyio import from_thread  # noqa: PLC0415  # as above
+    from anyio import from_thread
 
     if context.is_current:
         raise RuntimeError("this call waits for the event loop of its own thread; await the co_ form instead")

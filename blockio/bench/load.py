@@ -158,7 +158,7 @@ def fill(memory: memoryview) -> memoryview:
 def run_loop(work: Coroutine[Any, Any, _T]) -> _T:
     """*work* on the fastest loop there is, from its beginning to its end."""
     try:
-        import uvloop  # noqa: PLC0415  # where it is missing asyncio's own does
+        import uvloop  # where it is missing asyncio's own does
     except ImportError:
         return asyncio.run(work)
     return uvloop.run(work)

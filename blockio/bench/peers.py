@@ -192,7 +192,7 @@ def _fio_rate(words: list[str]) -> float:
 
 def _aiofiles(job: Job, disk: Shared) -> list[Contender] | str:
     try:
-        import aiofiles  # noqa: F401, PLC0415  # only whether it is there
+        import aiofiles  # noqa: F401  # only whether it is there
     except ImportError:
         return "not installed"
     reason = _raw_only(job, disk)
@@ -229,7 +229,7 @@ def _raw_only(job: Job, disk: Shared) -> str:
 
 async def with_aiofiles(path: str, job: Job, length: int, *, clock: Callable[[], float] = time.perf_counter) -> float:
     """*job* on the file *path*, each of its workers with a file of its own: requests a second."""
-    import aiofiles  # noqa: PLC0415  # the others do not pay for it
+    import aiofiles  # the others do not pay for it
 
     done = 0
     plan = _until(places(job, length), job.seconds, clock)

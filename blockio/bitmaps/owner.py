@@ -48,7 +48,7 @@ class DirtyBitmaps:
         Raises BlockError EEXIST for a name in use, ENAMETOOLONG above 1023 bytes; ValueError for the granularity.
         """
         # Most nodes have none.
-        from blockio.bitmaps.dirty import MAX_NAME, DirtyBitmap  # noqa: PLC0415
+        from blockio.bitmaps.dirty import MAX_NAME, DirtyBitmap
 
         if name is not None:
             if self.find(name) is not None:
@@ -108,7 +108,7 @@ class DirtyBitmaps:
 
         Raises BlockError (EPERM) for one that is busy or has one already.
         """
-        from blockio.bitmaps.dirty import BitmapUse  # noqa: PLC0415  # as above
+        from blockio.bitmaps.dirty import BitmapUse
 
         bitmap.check(BitmapUse.BUSY)
         if bitmap.successor is not None:

@@ -66,10 +66,10 @@ class _Place(NamedTuple):
 
 
 def _places() -> Iterator[_Place]:
-    from blockio.cli.bench.arguments import parser  # noqa: PLC0415  # no other tool needs all of the tools
-    from blockio.cli.img.commands import COMMANDS, MAIN_OPTIONS  # noqa: PLC0415
-    from blockio.cli.io.options import OPTIONS  # noqa: PLC0415
-    from blockio.cli.main import TOOLS  # noqa: PLC0415
+    from blockio.cli.bench.arguments import parser  # no other tool needs all of the tools
+    from blockio.cli.img.commands import COMMANDS, MAIN_OPTIONS
+    from blockio.cli.io.options import OPTIONS
+    from blockio.cli.main import TOOLS
 
     tools = tuple((name, tool.summary) for name, tool in TOOLS.items())
     top = tuple(_Choice((name,), False, (), text) for name, text in (("--help", "help"), ("--version", "version")))
@@ -100,10 +100,10 @@ def _places() -> Iterator[_Place]:
 
 def _values() -> dict[str, tuple[str, ...]]:
     """What arguments may be, by what they are called, or by the option's key where that says more."""
-    from blockio.cli.manual.prose import CACHE_MODES  # noqa: PLC0415  # as above
-    from blockio.cli.progress import STYLES  # noqa: PLC0415
-    from blockio.driver.registry import driver_names  # noqa: PLC0415
-    from blockio.img.checksums import ALGORITHMS  # noqa: PLC0415
+    from blockio.cli.manual.prose import CACHE_MODES
+    from blockio.cli.progress import STYLES
+    from blockio.driver.registry import driver_names
+    from blockio.img.checksums import ALGORITHMS
 
     formats = tuple(driver_names())
     modes = tuple(mode for mode, _ in CACHE_MODES)

@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(_help(name))
         return 0
     if first in ("--version", "-V"):
-        from importlib.metadata import version  # noqa: PLC0415  # slow, and only --version needs it
+        from importlib.metadata import version  # slow, and only --version needs it
 
         sys.stdout.write(f"{name} version {version('blockio')}\n")
         return 0
@@ -132,7 +132,7 @@ def _img(words: Sequence[str], prog: str) -> int:
     # A tool makes many objects at its start and keeps them: looking for garbage among them was 5 % of a conversion.
     gc.set_threshold(_GARBAGE, *before[1:])
     try:
-        from blockio.cli.img import main as tool  # noqa: PLC0415  # only the tool that is called
+        from blockio.cli.img import main as tool  # only the tool that is called
 
         return tool(words, prog)
     finally:
@@ -140,19 +140,19 @@ def _img(words: Sequence[str], prog: str) -> int:
 
 
 def _io(words: Sequence[str], prog: str) -> int:
-    from blockio.cli.io import main as tool  # noqa: PLC0415  # only the tool that is called
+    from blockio.cli.io import main as tool  # only the tool that is called
 
     return tool(words, prog)
 
 
 def _bench(words: Sequence[str], prog: str) -> int:
-    from blockio.cli.bench import main as tool  # noqa: PLC0415  # only the tool that is called
+    from blockio.cli.bench import main as tool  # only the tool that is called
 
     return tool(words, prog)
 
 
 def _completion(words: Sequence[str], prog: str) -> int:
-    from blockio.cli.completion import main as tool  # noqa: PLC0415  # only the tool that is called
+    from blockio.cli.completion import main as tool  # only the tool that is called
 
     return tool(words, prog)
 

@@ -55,7 +55,7 @@ def define_object(text: str, output: Output) -> bool:
 
 
 def _from_json(text: str) -> dict[str, object]:
-    from blockio.driver.qemu_json import JsonError, read_json  # noqa: PLC0415  # few command lines have JSON in them
+    from blockio.driver.qemu_json import JsonError, read_json  # few command lines have JSON in them
 
     try:
         value = read_json(text)

@@ -39,7 +39,7 @@ _JSON_EVERY: Final = 0.2
 def check_style(output: Output, style: str) -> str:
     """*style*, where there is one of that name; ends the command where not."""
     if style not in STYLES:
-        from blockio.cli.img.tool import fail  # noqa: PLC0415  # only a wrong command line comes here
+        from blockio.cli.img.tool import fail  # only a wrong command line comes here
 
         fail(output, f"--progress must be used with {', '.join(STYLES[:-1])} or {STYLES[-1]} as argument.")
     return style
@@ -59,7 +59,7 @@ class Watcher:
         """``observer`` for the library, which need not find out what nobody is shown."""
         if self.shows_bottleneck:
             return self.observer
-        from blockio.img.progress import Counting  # noqa: PLC0415  # whoever comes here has loaded it
+        from blockio.img.progress import Counting  # whoever comes here has loaded it
 
         return Counting(self.observer)
 
@@ -173,8 +173,8 @@ class Bar(Watcher):
 
 def _rich_bar(what: str) -> tuple[Any, Any]:
     # Loading rich takes longer than most commands do.
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import (  # noqa: PLC0415
+    from rich.console import Console
+    from rich.progress import (
         BarColumn,
         DownloadColumn,
         TaskProgressColumn,
@@ -182,7 +182,7 @@ def _rich_bar(what: str) -> tuple[Any, Any]:
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
-    from rich.progress import Progress as RichProgress  # noqa: PLC0415
+    from rich.progress import Progress as RichProgress
 
     console = Console(stderr=True)
     wide = console.width >= _WIDE

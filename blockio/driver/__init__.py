@@ -95,7 +95,7 @@ _ELSEWHERE: Final = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module  # noqa: PLC0415  # whoever imports one of our modules needs none of the others
+    from importlib import import_module  # whoever imports one of our modules needs none of the others
 
     value = getattr(import_module(f"{__name__}.{_ELSEWHERE.get(name, 'base')}"), name)
     globals()[name] = value

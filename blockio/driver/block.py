@@ -171,8 +171,8 @@ class BlockDriver(ABC):
 
         Never raises for what the bytes are: that is a ``Finding``. It reads little, whatever they are.
         """
-        # reason: most processes inspect nothing
-        from blockio.driver.inspection import HeaderReport  # noqa: PLC0415
+        # most processes inspect nothing
+        from blockio.driver.inspection import HeaderReport
 
         return HeaderReport()
 

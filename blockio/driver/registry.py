@@ -124,7 +124,7 @@ def _read_entry_points(prefix: str) -> dict[str, str]:
 
 
 def _last_resort(name: str) -> str | None:
-    from importlib.metadata import entry_points  # noqa: PLC0415  # costs as much as asyncio; see above
+    from importlib.metadata import entry_points  # costs as much as asyncio; see above
 
     return next((entry.value for entry in entry_points(group=GROUP, name=name)), None)
 
@@ -143,9 +143,9 @@ def _parse_group(text: str) -> dict[str, str]:
 
 
 def _load(name: str, target: str) -> type[BlockDriver]:
-    from importlib import import_module  # noqa: PLC0415  # kept beside its only use
+    from importlib import import_module
 
-    from blockio.driver.base import BlockDriver  # noqa: PLC0415  # the registry alone needs no driver API
+    from blockio.driver.base import BlockDriver  # the registry alone needs no driver API
 
     module, _, attribute = target.partition("[")[0].strip().partition(":")
     try:

@@ -160,8 +160,8 @@ def _decrypt(value: bytes, keyid: str, iv_text: str | None, *, encoded: bool) ->
         value = _decoded(value)
     if len(value) % 16:
         raise OptionError(f"Length of the encrypted secret ({len(value)}) is not a multiple of 16")
-    # reason: few secrets are encrypted
-    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes  # noqa: PLC0415
+    # few secrets are encrypted
+    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
     decryptor = Cipher(algorithms.AES(key), modes.CBC(iv)).decryptor()
     plain = decryptor.update(value) + decryptor.finalize()

@@ -66,7 +66,7 @@ def full_options(node: BlockNode) -> dict[str, Any]:
 
 def json_name(node: BlockNode) -> str:
     """``json:{…}``: ``full_options`` as a file name."""
-    from msgspec import json  # noqa: PLC0415  # few nodes need such a name
+    from msgspec import json  # few nodes need such a name
 
     return "json:" + json.format(json.encode(full_options(node)), indent=0).decode()
 

@@ -409,13 +409,13 @@ class BlockNode(BitmapOwner):
 
     def can_set_context(self, edge: Edge, context: AioContext, seen: set[object]) -> None:
         """See ``graph.move``."""
-        from blockio.graph.move import check_move  # noqa: PLC0415  # only moving needs it
+        from blockio.graph.move import check_move  # only moving needs it
 
         check_move(self, context, seen)
 
     def set_context(self, edge: Edge, context: AioContext, seen: set[object]) -> None:
         """See ``graph.move``."""
-        from blockio.graph.move import carry_out_move  # noqa: PLC0415  # as above
+        from blockio.graph.move import carry_out_move
 
         carry_out_move(self, context, seen)
 

@@ -120,7 +120,7 @@ class _Memory:
     """
 
     def __init__(self, nbytes: int) -> None:
-        import ctypes  # noqa: PLC0415  # whoever compares nothing need not spend the time
+        import ctypes  # whoever compares nothing need not spend the time
 
         self._bytes = bytearray(nbytes + PAGESIZE)
         self._start = -ctypes.addressof(ctypes.c_char.from_buffer(self._bytes)) % PAGESIZE

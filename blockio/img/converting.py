@@ -112,7 +112,7 @@ async def convert(
         cache = "writeback" if resume else "unsafe"
         output = Image(filename=target, format=format, cache=cache, gate=gate, trust=trust)
     if resume:
-        from blockio.img import resuming  # noqa: PLC0415  # few conversions can be resumed
+        from blockio.img import resuming  # few conversions can be resumed
 
         resuming.refuse_unresumable(inputs, target, create=create, cache=output.cache)
     # The place is left last: whatever fails or is cancelled before, closing included, is a failed conversion.
@@ -139,7 +139,7 @@ async def convert(
         if compress and plan is not None:
             _refuse_compression(plan)
         if bitmaps:
-            from blockio.img.bitmapping import refuse_broken_bitmaps  # noqa: PLC0415  # few conversions copy them
+            from blockio.img.bitmapping import refuse_broken_bitmaps  # few conversions copy them
 
             if len(disks) > 1:
                 raise OptionError("Copying bitmaps only possible with single source")
@@ -148,13 +148,13 @@ async def convert(
                 raise UnsupportedFeature(f"Format driver '{format}' does not support bitmaps")
         ordered = None
         if digest is not None:
-            from blockio.img.digesting import OrderedChecksum, hash_disk  # noqa: PLC0415  # few conversions make one
+            from blockio.img.digesting import OrderedChecksum, hash_disk  # few conversions make one
 
             if copy_offload or backing_file is not None:
                 raise OptionError("A digest needs all data: it goes with no copy offloading and no backing file")
             ordered = stack.enter_context(OrderedChecksum(digest))
         if isinstance(target, Pipe):
-            from blockio.img.streaming import stream_disks  # noqa: PLC0415  # as above
+            from blockio.img.streaming import stream_disks
 
             assert plan is not None
             meter = Meter(observer, start)
@@ -204,7 +204,7 @@ async def convert(
             place = Place(output, plan, trust)
         await outer.enter_async_context(place)
         if resumable is not None and resumable.finished:
-            from blockio.img.digesting import digest as digest_of  # noqa: PLC0415  # as above
+            from blockio.img.digesting import digest as digest_of
 
             summed = None if digest is None else await digest_of(place.image, digest, limit=limit)
             return ConvertResult(output.name, format, start, 0, 0, digest=summed, resumed=start)
@@ -258,7 +258,7 @@ async def convert(
         if again:
             await resuming.mended(node)
         if bitmaps:
-            from blockio.img.bitmapping import copy_bitmaps  # noqa: PLC0415  # as above
+            from blockio.img.bitmapping import copy_bitmaps
 
             await copy_bitmaps(disks[0].node, node, on_warning=on_warning)
         if resumable is not None:
@@ -304,7 +304,7 @@ def _plan(
 async def _open_source(stack: AsyncExitStack, image: ImageLike | Pipe) -> BlockBackend:
     """*image*, which nobody may change until *stack* is left."""
     if isinstance(image, Pipe):
-        from blockio.img.piping import spooled  # noqa: PLC0415  # few conversions read from a pipe
+        from blockio.img.piping import spooled  # few conversions read from a pipe
 
         image = await stack.enter_async_context(spooled(image))
     return await stack.enter_async_context(opened(image, OpenFlags(read_only=True), alone=True))

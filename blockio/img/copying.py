@@ -447,7 +447,7 @@ def _runs(view: memoryview, offset: int, step: int) -> list[tuple[int, int, bool
 
 
 def _reason(error: BlockError) -> str:
-    import os  # noqa: PLC0415  # only failures need it
+    import os  # only failures need it
 
     return os.strerror(error.errno or errno.EIO)
 

@@ -231,7 +231,7 @@ async def create(
         if pipe is None:
             await plan.write(trust=trust)
         else:
-            from blockio.img.streaming import stream_empty  # noqa: PLC0415  # few images go into a pipe
+            from blockio.img.streaming import stream_empty  # few images go into a pipe
 
             await stream_empty(pipe, plan.driver, plan.values)
     except BlockError as error:

@@ -63,8 +63,8 @@ async def walk_chain(image: ImageLike) -> AsyncGenerator[ImageInfo, None]:
 async def _next(image: Image, above: ImageInfo, target: str) -> Image:
     """The image below, if the gate lets it be opened."""
     # Imported late: only chains need it, and the gate's classes are dataclasses, which take time to make.
-    from blockio.driver.gate import Allow, Deny, DenyAll, Reference, ReferenceKind  # noqa: PLC0415
-    from blockio.errors import OpenDenied  # noqa: PLC0415
+    from blockio.driver.gate import Allow, Deny, DenyAll, Reference, ReferenceKind
+    from blockio.errors import OpenDenied
 
     reference = Reference(ReferenceKind.BACKING, above.filename, target, above.backing_filename_format)
     decision = await (image.gate or DenyAll())(reference)

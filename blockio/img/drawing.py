@@ -113,8 +113,8 @@ class Picture:
 
     def png(self) -> bytes:
         """The cells alone, in the colours of the SVG, as the bytes of a PNG file."""
-        # reason: of all pictures only this one needs it
-        from blockio.img.png import encode  # noqa: PLC0415
+        # of all pictures only this one needs it
+        from blockio.img.png import encode
 
         indexes = {glyph: bytes([index]) * _SIDE for index, glyph in enumerate(_COLOURS, 1)}
         width = max(1, self._width * _SIDE)
@@ -148,10 +148,10 @@ async def draw(
 
     Raises BlockError. Cancelling leaves nothing open.
     """
-    # reason: whoever only draws runs opens nothing
-    from blockio.img.mapping import node_batches  # noqa: PLC0415
-    from blockio.img.opening import opened, sectors_up  # noqa: PLC0415
-    from blockio.types import OpenFlags  # noqa: PLC0415
+    # whoever only draws runs opens nothing
+    from blockio.img.mapping import node_batches
+    from blockio.img.opening import opened, sectors_up
+    from blockio.types import OpenFlags
 
     async with opened(image, OpenFlags(read_only=True)) as blk:
         node = blk.bs

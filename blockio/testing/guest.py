@@ -104,8 +104,8 @@ class BackendDisk:
         await self.blk.co_truncate(length, exact=True, prealloc=prealloc)
 
     async def check(self) -> CheckResult | None:
-        from blockio.driver.base import CheckFix  # noqa: PLC0415  # not everybody checks
-        from blockio.errors import UnsupportedFeature  # noqa: PLC0415
+        from blockio.driver.base import CheckFix  # not everybody checks
+        from blockio.errors import UnsupportedFeature
 
         node = self.blk.bs
         assert node is not None

@@ -177,7 +177,7 @@ class MemoryHost:
     @property
     def context(self) -> AioContext:
         """The running loop's."""
-        from blockio.aio.context import AioContext  # noqa: PLC0415  # only drivers that ask need a loop
+        from blockio.aio.context import AioContext  # only drivers that ask need a loop
 
         return AioContext.current()
 

@@ -451,7 +451,7 @@ class FileDriver(ProtocolDriver):
 
     async def co_ioctl(self, request: int, buf: Buffer | int) -> int:
         """The file's own request, in a worker."""
-        import fcntl  # noqa: PLC0415  # hardly anybody asks
+        import fcntl  # hardly anybody asks
 
         try:
             # type: the stubs know bytes and array; the call takes any writable buffer

@@ -72,8 +72,8 @@ class LuksCreateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
 
     def spec(self) -> CipherSpec:
         """Cipher and hashes, with QEMU's defaults."""
-        # reason: only what makes or opens an encrypted image needs the ciphers' house
-        from blockio_drivers.crypto.header import CipherSpec  # noqa: PLC0415
+        # only what makes or opens an encrypted image needs the ciphers' house
+        from blockio_drivers.crypto.header import CipherSpec
 
         return CipherSpec.chosen(self.cipher_alg, self.cipher_mode, self.ivgen_alg, self.ivgen_hash_alg, self.hash_alg)
 
@@ -113,7 +113,7 @@ class LuksDriver(FormatDriver):
 
     @classmethod
     async def co_create(cls, target: CreateTarget, options: LuksCreateOptions) -> None:
-        from blockio_drivers.crypto.volume import format_volume, passphrase_of, payload_offset_for  # noqa: PLC0415
+        from blockio_drivers.crypto.volume import format_volume, passphrase_of, payload_offset_for
 
         if options.size is None:
             raise OptionError("Image creation needs a size parameter")
@@ -138,14 +138,14 @@ class LuksDriver(FormatDriver):
     @classmethod
     async def co_inspect(cls, source: InspectSource, trust: Limits) -> HeaderReport:
         """The header; nothing is unlocked, so no key is derived."""
-        from blockio_drivers.crypto.inspect import inspect_volume  # noqa: PLC0415  # most processes inspect nothing
+        from blockio_drivers.crypto.inspect import inspect_volume  # most processes inspect nothing
 
         return await inspect_volume(source, trust)
 
     @classmethod
     async def co_measure(cls, options: LuksCreateOptions, source: MeasureSource | None) -> Measurement:
         """Header and payload: all of it is data. Raises what creating such an image would before it writes."""
-        from blockio_drivers.crypto.volume import passphrase_of, payload_offset_for  # noqa: PLC0415
+        from blockio_drivers.crypto.volume import passphrase_of, payload_offset_for
 
         spec = options.spec()
         passphrase_of(options.key_secret)
@@ -157,7 +157,7 @@ class LuksDriver(FormatDriver):
 
     async def open(self, options: LuksOptions, opener: ChildOpener) -> None:
         """Read the header and unlock it; raises what ``LuksVolume.open`` raises."""
-        from blockio_drivers.crypto.volume import LuksVolume, passphrase_of, read_header  # noqa: PLC0415
+        from blockio_drivers.crypto.volume import LuksVolume, passphrase_of, read_header
 
         self.file = await opener.required("file", Role.IMAGE)
         detached = await opener.child("header", Role.METADATA, optional=True)
@@ -201,7 +201,7 @@ class LuksDriver(FormatDriver):
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """Add a passphrase or erase some; see ``LuksVolume.amend``."""
-        from blockio_drivers.crypto.volume import KeySlotChange  # noqa: PLC0415
+        from blockio_drivers.crypto.volume import KeySlotChange
 
         if options.state is None:
             raise OptionError("Parameter 'state' is missing")
@@ -221,7 +221,7 @@ class LuksDriver(FormatDriver):
         return self.length
 
     def specific_info(self) -> dict[str, Any]:
-        from blockio_drivers.crypto.volume import slots_info  # noqa: PLC0415
+        from blockio_drivers.crypto.volume import slots_info
 
         header = self._header if self._volume is None else self._volume.header
         return {"type": "luks", "data": slots_info(header, self._spec)}

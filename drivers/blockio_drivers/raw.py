@@ -119,8 +119,8 @@ class RawDriver(FormatDriver):
     @classmethod
     async def co_inspect(cls, source: InspectSource, trust: Limits) -> HeaderReport:
         """There is no header: every byte is the guest's."""
-        # reason: most processes inspect nothing
-        from blockio.driver.inspection import HeaderReport  # noqa: PLC0415
+        # most processes inspect nothing
+        from blockio.driver.inspection import HeaderReport
 
         return HeaderReport(virtual_size=_whole_sectors(source.length))
 
@@ -258,7 +258,7 @@ class RawDriver(FormatDriver):
 
         The copy is what is written: a guest may change its own memory after the look.
         """
-        from blockio.driver.probe import guess_format  # noqa: PLC0415  # only a guessed raw needs it
+        from blockio.driver.probe import guess_format  # only a guessed raw needs it
 
         head = iov.slice(0, _SECTOR).tobytes()
         if guess_format(head) != self.name:

@@ -392,7 +392,7 @@ async def test_an_old_kernel_means_threads(path: Path, monkeypatch: pytest.Monke
     def setup(entries: int, params: Any) -> int:
         fd = real_setup(entries, params)
         if missing == "features":
-            import ctypes  # noqa: PLC0415  # only here
+            import ctypes
 
             ctypes.memset(ctypes.addressof(params) + 20, 0, 4)
         return fd

@@ -251,7 +251,7 @@ async def test_a_snapshot_stays_what_it_is(blk: BlockBackend) -> None:
 
 
 async def test_as_a_table(blk: BlockBackend) -> None:
-    from rich.console import Console  # noqa: PLC0415  # heavy, and one test needs it
+    from rich.console import Console  # heavy, and one test needs it
 
     blk.stats.set_timing(True)
     await blk.co_pwritev(0, b"x" * 5000)

@@ -189,7 +189,7 @@ class Drive(MemoryDriver):
 
 @pytest.fixture
 def drive() -> Iterator[type[Drive]]:
-    from blockio.driver.registry import register, unregister  # noqa: PLC0415  # only this fixture needs them
+    from blockio.driver.registry import register, unregister  # only this fixture needs them
 
     register(Drive)
     yield Drive

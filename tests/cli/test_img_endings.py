@@ -261,8 +261,8 @@ def test_a_terminal_that_is_closed_ends_the_command_cleanly(folder: Path) -> Non
 
 
 def take_terminal() -> None:
-    import fcntl  # noqa: PLC0415  # in the child alone
-    import termios  # noqa: PLC0415  # as above
+    import fcntl  # in the child alone
+    import termios
 
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)

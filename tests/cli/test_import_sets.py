@@ -75,7 +75,7 @@ def _drivers(loaded: set[str]) -> set[str]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``disk.raw``, and the same as ``disk.qcow2``, ``packed.qcow2`` (zlib) and ``overlay.qcow2``."""
-    from blockio.cli.main import main  # noqa: PLC0415  # in this process nothing is looked at
+    from blockio.cli.main import main  # in this process nothing is looked at
 
     folder = tmp_path_factory.mktemp("imports")
     raw = folder / "disk.raw"

@@ -153,7 +153,7 @@ async def test_a_breakpoint_holds_a_formats_request_up() -> None:
 
 
 async def _qcow2_bytes() -> bytes:
-    import tempfile  # noqa: PLC0415  # one test
+    import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "new.qcow2"

@@ -142,7 +142,7 @@ async def test_an_overlay_comes_out_with_the_zeroes_that_hide_what_lies_below(
     base, top, out = (tmp_path / name for name in ("base.raw", "top.qcow2", "out.qcow2"))
     base.write_bytes(b"b" * (2 * MIB))
     qemu_img("create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", "-o", "cluster_size=4k", top)
-    import blockio  # noqa: PLC0415  # beside its img, for this test alone
+    import blockio  # beside its img, for this test alone
 
     async with blockio.open(str(top), format="qcow2", gate=AllowAll()) as blk:
         await blk.co_pwritev(100 * 1024, b"t" * 70_144)

@@ -150,7 +150,7 @@ async def test_an_overlay_goes_onto_the_same_base_with_its_bitmaps(compress: boo
 
 
 def qemu_io_writes(image: Path, commands: Iterable[str]) -> None:
-    from tests.support.qemu import qemu_io  # noqa: PLC0415  # one test's
+    from tests.support.qemu import qemu_io
 
     qemu_io(image, *commands, format="qcow2")
 

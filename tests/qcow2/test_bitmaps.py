@@ -479,9 +479,9 @@ async def test_memory_is_bounded() -> None:
 
 
 async def _open_with(child: MemoryChild, trust: Limits) -> None:
-    from blockio.testing.memory import MemoryHost, MemoryOpener  # noqa: PLC0415  # only here
-    from blockio_drivers.qcow2.driver import Qcow2Driver  # noqa: PLC0415  # as above
-    from blockio_drivers.qcow2.options import Qcow2Options  # noqa: PLC0415  # as above
+    from blockio.testing.memory import MemoryHost, MemoryOpener
+    from blockio_drivers.qcow2.driver import Qcow2Driver
+    from blockio_drivers.qcow2.options import Qcow2Options
 
     await Qcow2Driver(MemoryHost(flags=READ_ONLY, trust=trust)).open(Qcow2Options(), MemoryOpener(file=child))
 

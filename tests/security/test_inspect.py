@@ -410,7 +410,7 @@ async def test_no_more_than_so_much_is_read(tmp_path: Path, monkeypatch: pytest.
     )
     os.truncate(path, 1 << 40)
     read = 0
-    from blockio.backend import BlockBackend  # noqa: PLC0415  # the class whose method is watched
+    from blockio.backend import BlockBackend  # the class whose method is watched
 
     real = BlockBackend.co_preadv
 

@@ -177,7 +177,7 @@ def _aiofiles(
 
 
 async def _copied(source: Path, target: Path) -> None:
-    import aiofiles  # noqa: PLC0415  # the others do not pay for it
+    import aiofiles  # the others do not pay for it
 
     async with (
         aiofiles.open(source, "rb", buffering=0) as from_there,
@@ -188,7 +188,7 @@ async def _copied(source: Path, target: Path) -> None:
 
 
 async def _compared(first: Path, second: Path) -> None:
-    import aiofiles  # noqa: PLC0415  # as above
+    import aiofiles
 
     async with aiofiles.open(first, "rb", buffering=0) as one, aiofiles.open(second, "rb", buffering=0) as other:
         while data := await one.read(MIB):

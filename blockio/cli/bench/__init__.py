@@ -12,6 +12,6 @@ def main(words: Sequence[str], prog: str, suites: Mapping[str, str] | None = Non
 
     *suites* are those there are to choose from, as ``blockio.bench.suites.SUITES``, which is what None stands for.
     """
-    from blockio.cli.bench.tool import run  # noqa: PLC0415  # heavy, and only this tool needs it
+    from blockio.cli.bench.tool import run  # heavy, and only this tool needs it
 
     return run(words, prog, suites)

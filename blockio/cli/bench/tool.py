@@ -178,7 +178,7 @@ class _Run:
         if given.json is not None and given.json != "-":
             Path(given.json).write_bytes(report.encoded())
         if given.html is not None:
-            from blockio.bench.page import page  # noqa: PLC0415  # most runs draw nothing
+            from blockio.bench.page import page  # most runs draw nothing
 
             Path(given.html).write_text(page(report, changes), encoding="utf-8")
 

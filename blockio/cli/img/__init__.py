@@ -18,6 +18,6 @@ def main(argv: Sequence[str], prog: str = "qemu-img") -> int:
     Returns the exit status of qemu-img in the same case. An interrupt goes on as KeyboardInterrupt after everything was
     cleaned up.
     """
-    from blockio.cli.img.dispatch import run  # noqa: PLC0415  # whoever only imports us needs none of it
+    from blockio.cli.img.dispatch import run  # whoever only imports us needs none of it
 
     return run(list(argv), prog)

@@ -46,7 +46,7 @@ class _Plan(NamedTuple):
 def run(work: Coroutine[Any, Any, int]) -> int:
     """On the fastest loop there is: what is measured here is the block layer."""
     try:
-        import uvloop  # noqa: PLC0415  # the other commands gain nothing by it
+        import uvloop  # the other commands gain nothing by it
     except ImportError:
         return asyncio.run(work)
     return uvloop.run(work)

@@ -78,8 +78,8 @@ def _source(name: str, choice: ImageChoice, given: Given, output: Output) -> Ima
 
 
 def _algorithm(output: Output, name: str) -> str:
-    # reason: few conversions make a digest
-    from blockio.cli.img.digest import check_algorithm  # noqa: PLC0415
+    # few conversions make a digest
+    from blockio.cli.img.digest import check_algorithm
 
     return check_algorithm(output, name)
 
@@ -165,7 +165,7 @@ async def execute(plan: _Plan, output: Output) -> int:
             output.error(printed(error))
             raise Failure from None
     if result.digest is not None:
-        from blockio.cli.img.digest import digest_line  # noqa: PLC0415  # few conversions make one
+        from blockio.cli.img.digest import digest_line  # few conversions make one
 
         # Where the image goes to standard output, nothing else may.
         (output.report if isinstance(target, Pipe) else output.out)(digest_line(result.digest))

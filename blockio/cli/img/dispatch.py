@@ -57,7 +57,7 @@ def _run(argv: list[str], output: Output) -> int:
         return _tell("help", output, name)
     if isinstance(plan, int):
         return plan
-    from blockio.cli.warnings import show_warnings  # noqa: PLC0415  # now that there is something to be opened
+    from blockio.cli.warnings import show_warnings  # now that there is something to be opened
 
     show_warnings(output)
     run = getattr(module, "run", asyncio.run)
@@ -66,7 +66,7 @@ def _run(argv: list[str], output: Output) -> int:
 
 
 def _tell(what: str, output: Output, command: str | None = None) -> int:
-    from blockio.cli.img.help import print_command_help, print_help, print_version  # noqa: PLC0415  # few runs need it
+    from blockio.cli.img.help import print_command_help, print_help, print_version  # few runs need it
 
     if what == "version":
         print_version(output)

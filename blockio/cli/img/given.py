@@ -112,7 +112,7 @@ def read(
 
 
 def _style(output: Output, text: str) -> str:
-    from blockio.cli.progress import check_style  # noqa: PLC0415  # few lines ask for one
+    from blockio.cli.progress import check_style  # few lines ask for one
 
     return check_style(output, text)
 

@@ -18,14 +18,14 @@ __all__ = ["print_command_help", "print_help", "print_version"]
 
 def print_version(output: Output) -> None:
     """One line with the tool's name and blockio's version."""
-    from importlib.metadata import version  # noqa: PLC0415  # slow, and nothing else needs it
+    from importlib.metadata import version  # slow, and nothing else needs it
 
     output.out(f"{output.prog} version {version('blockio')} (blockio)\n")
 
 
 def print_command_help(output: Output, name: str) -> None:
     """How the command *name* is called, what it does and which options it has."""
-    from textwrap import fill  # noqa: PLC0415  # as above
+    from textwrap import fill
 
     command = COMMANDS[name]
     usage = f"usage: {output.prog} {name} {command.synopsis(own=True)}"
@@ -38,7 +38,7 @@ def print_command_help(output: Output, name: str) -> None:
 
 def print_help(output: Output) -> None:
     """The version, all commands with their arguments, all options with what they mean, all formats."""
-    from blockio.driver.registry import driver_names  # noqa: PLC0415  # as above
+    from blockio.driver.registry import driver_names
 
     print_version(output)
     output.out(f"usage: {output.prog} [standard options] command [command options]\nDisk image utility\n\n")

@@ -45,8 +45,8 @@ def prepare(args: list[str], output: Output) -> _Plan | Stranger | None:
 
 
 def _stranger(name: str, given: Given, as_json: bool, output: Output, *, chain: bool) -> Stranger:
-    # reason: only --untrusted needs it
-    from blockio.cli.img.inspect import Plan  # noqa: PLC0415
+    # only --untrusted needs it
+    from blockio.cli.img.inspect import Plan
 
     if chain or "image-opts" in given:
         fail(output, "--untrusted opens one file and nothing else: it goes with no chain and no --image-opts")
@@ -56,7 +56,7 @@ def _stranger(name: str, given: Given, as_json: bool, output: Output, *, chain: 
 async def execute(plan: _Plan | Stranger, output: Output) -> int:
     """Describe the image, or the whole chain."""
     if not isinstance(plan, _Plan):
-        from blockio.cli.img.inspect import execute as inspect  # noqa: PLC0415  # as above
+        from blockio.cli.img.inspect import execute as inspect
 
         return await inspect(plan, output)
     if plan.tree and not plan.json:

@@ -76,9 +76,9 @@ async def execute(plan: _Plan, output: Output) -> int:
 
 
 async def _draw(plan: _Plan, path: str, output: Output) -> int:
-    # reason: only --picture needs it
-    from blockio.aio.threads import in_worker  # noqa: PLC0415
-    from blockio.img.drawing import LEGEND, draw  # noqa: PLC0415
+    # only --picture needs it
+    from blockio.aio.threads import in_worker
+    from blockio.img.drawing import LEGEND, draw
 
     drawn = await draw(plan.image, start=plan.start, length=plan.length, rows=16)
     if not path:

@@ -17,9 +17,9 @@ def main(argv: Sequence[str], prog: str = "qemu-io") -> int:
 
     Returns the exit status: 0, or 1 when the image could not be opened or any command failed.
     """
-    import asyncio  # noqa: PLC0415  # --help and --version need no loop
+    import asyncio  # --help and --version need no loop
 
-    from blockio.cli.io.tool import Ending, prepare, run  # noqa: PLC0415  # as above
+    from blockio.cli.io.tool import Ending, prepare, run
 
     try:
         plan = prepare(list(argv), prog)

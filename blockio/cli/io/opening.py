@@ -75,7 +75,7 @@ async def open_image(session: Session, opening: Opening) -> None:
 async def _open(session: Session, opening: Opening) -> BlockBackend:
     flags = opening.flags
     if opening.snapshot:
-        from blockio.cli.io.snapshot import open_on_snapshot  # noqa: PLC0415  # only -s needs to create images
+        from blockio.cli.io.snapshot import open_on_snapshot  # only -s needs to create images
 
         blk = await open_on_snapshot(opening, _options(opening))
     else:

@@ -180,7 +180,7 @@ async def _write(session: Session, words: Words) -> None:
 
 
 async def _pattern_file(session: Session, name: str, most: int) -> bytes:
-    import aiofiles  # noqa: PLC0415  # only -s needs it
+    import aiofiles  # only -s needs it
 
     try:
         async with aiofiles.open(name, "rb") as file:

@@ -131,13 +131,13 @@ def _prepare(argv: list[str], output: Output) -> Plan:
 
 def define_object(text: str, output: Output) -> bool:
     """See ``blockio.cli.objects``."""
-    from blockio.cli import objects  # noqa: PLC0415  # few command lines define any
+    from blockio.cli import objects  # few command lines define any
 
     return objects.define_object(text, output)
 
 
 def _version(prog: str) -> str:
-    from importlib.metadata import version  # noqa: PLC0415  # slow, and only --version needs it
+    from importlib.metadata import version  # slow, and only --version needs it
 
     return f"{prog} version {version('blockio')}\n"
 
@@ -213,7 +213,7 @@ def _standard_input() -> LineSource:
 
 
 def _read_edited() -> str | None:
-    import readline  # noqa: F401, PLC0415  # input() edits lines when it is there, and only then is it needed
+    import readline  # noqa: F401  # input() edits lines when it is there, and only then is it needed
 
     try:
         return input(PROMPT)

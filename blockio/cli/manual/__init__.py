@@ -11,7 +11,7 @@ __all__ = ["files"]
 
 def files() -> dict[str, str]:
     """The whole manual: file names, relative to the folder it is written to, and what is in them."""
-    from blockio.cli.manual import markdown, pages, roff  # noqa: PLC0415  # no tool needs them
+    from blockio.cli.manual import markdown, pages, roff  # no tool needs them
 
     found = {f"commands/{page.file}.md": markdown.written(page) for page in pages.web_pages()}
     return found | {f"man/{page.file}.1": roff.written(page) for page in pages.man_pages()}

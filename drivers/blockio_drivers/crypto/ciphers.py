@@ -230,8 +230,8 @@ def _ones(count: int) -> int:
 
 
 def _cryptography() -> tuple[Any, Any, Any]:
-    # reason: only encrypted images need it, and it takes long to load
-    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes  # noqa: PLC0415
+    # only encrypted images need it, and it takes long to load
+    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
     return Cipher, algorithms, modes
 

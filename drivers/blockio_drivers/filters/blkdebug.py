@@ -236,7 +236,7 @@ class BlkdebugDriver(DebugDriver, FilterDriver):
 
 
 async def _text_of(name: str) -> str:
-    import aiofiles  # noqa: PLC0415  # only a configuration file needs it
+    import aiofiles  # only a configuration file needs it
 
     try:
         async with aiofiles.open(name, encoding="utf-8", errors="surrogateescape") as file:

@@ -117,7 +117,7 @@ def _direct_alignment(fd: int, filename: str, length: int, block_size: int) -> D
         return DioAlignment(block_size, block_size)
     if not length:
         return DioAlignment(4096, 4096)  # nothing to try with: what every device accepts
-    import mmap  # noqa: PLC0415  # only where the kernel does not tell
+    import mmap  # only where the kernel does not tell
 
     with mmap.mmap(-1, 8192) as memory, memoryview(memory) as view:
         offset = _first_accepted(fd, view, lambda align: view[:align])

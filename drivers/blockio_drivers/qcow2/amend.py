@@ -65,8 +65,8 @@ async def _upgrade(driver: Qcow2Driver) -> None:
 
 async def _change_key_slots(driver: Qcow2Driver, options: Qcow2AmendOptions, *, force: bool) -> None:
     """Those of LUKS: the plan has refused all others. They lie in the LUKS header, and no cluster changes hands."""
-    # reason: only encrypted images need the ciphers' house
-    from blockio_drivers.crypto.volume import KeySlotChange  # noqa: PLC0415
+    # only encrypted images need the ciphers' house
+    from blockio_drivers.crypto.volume import KeySlotChange
 
     if options.encrypt_state is None:
         raise OptionError("Parameter 'state' is missing")

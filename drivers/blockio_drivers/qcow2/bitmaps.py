@@ -353,7 +353,7 @@ class PersistentBitmaps:
     async def _turn_header(self, extension: BitmapsExtension | None) -> None:
         """Make *extension* the header's, in an order that shows the old one, the new one, or (rarely) none."""
         # Most images have none.
-        from blockio_drivers.qcow2.bitmap_header import crosses, plan_bitmaps  # noqa: PLC0415
+        from blockio_drivers.qcow2.bitmap_header import crosses, plan_bitmaps
 
         image = self._image
         others = image.header.autoclear & ~int(Autoclear.BITMAPS)

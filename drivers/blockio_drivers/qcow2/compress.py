@@ -57,15 +57,14 @@ def compress_clusters(
 
 def _deflater(level: int) -> Callable[[bytes | memoryview], bytes]:
     if level <= _ISAL_LEVELS:
-        # reason: most processes compress nothing
-        from isal import igzip_lib  # noqa: PLC0415
+        # most processes compress nothing
+        from isal import igzip_lib
 
         def fast(data: bytes | memoryview) -> bytes:
             return igzip_lib.compress(data, level, igzip_lib.COMP_DEFLATE, igzip_lib.MEM_LEVEL_DEFAULT, _WINDOW_BITS)
 
         return fast
-    # reason: as above
-    import zlib  # noqa: PLC0415
+    import zlib
 
     def thorough(data: bytes | memoryview) -> bytes:
         packer = zlib.compressobj(level, zlib.DEFLATED, -_WINDOW_BITS)
@@ -75,8 +74,8 @@ def _deflater(level: int) -> Callable[[bytes | memoryview], bytes]:
 
 
 def _zstd_compressor(level: int) -> Callable[[bytes | memoryview], bytes]:
-    # reason: most processes compress nothing
-    import zstandard  # noqa: PLC0415
+    # most processes compress nothing
+    import zstandard
 
     return zstandard.ZstdCompressor(level=level).compress
 
@@ -98,8 +97,8 @@ def decompress_clusters(
 
 
 def _inflater() -> Callable[[bytes | bytearray | memoryview, memoryview], None]:
-    # reason: most images have no compressed cluster
-    from isal import igzip_lib  # noqa: PLC0415
+    # most images have no compressed cluster
+    from isal import igzip_lib
 
     def inflate(data: bytes | bytearray | memoryview, out: memoryview) -> None:
         try:
@@ -116,8 +115,8 @@ def _inflater() -> Callable[[bytes | bytearray | memoryview, memoryview], None]:
 
 
 def _unzstd() -> Callable[[bytes | bytearray | memoryview, memoryview], None]:
-    # reason: most images have no compressed cluster
-    import zstandard  # noqa: PLC0415
+    # most images have no compressed cluster
+    import zstandard
 
     decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_ZSTD_WINDOW)
 

@@ -163,8 +163,8 @@ async def _write(file: Child, layout: Layout, prealloc: PreallocMode, head: byte
         if dense := _dense(payload):
             await file.co_pwritev(offset, IoVector.of(dense))
     if luks is not None:
-        # reason: only what makes or opens an encrypted image needs the ciphers' house
-        from blockio_drivers.qcow2.encryption import format_luks  # noqa: PLC0415
+        # only what makes or opens an encrypted image needs the ciphers' house
+        from blockio_drivers.qcow2.encryption import format_luks
 
         await format_luks(file, layout.encryption_cluster << layout.geometry.cluster_bits, luks)
     await file.co_flush()

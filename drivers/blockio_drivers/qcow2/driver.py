@@ -101,32 +101,32 @@ class Qcow2Driver(Qcow2Lifecycle):
     @classmethod
     async def co_create(cls, target: CreateTarget, options: Any) -> None:
         """Write the empty image that *options* describe."""
-        # reason: most processes create nothing
-        from blockio_drivers.qcow2.create import create_image  # noqa: PLC0415
+        # most processes create nothing
+        from blockio_drivers.qcow2.create import create_image
 
         await create_image(target, options)
 
     @classmethod
     async def co_inspect(cls, source: InspectSource, trust: Limits) -> HeaderReport:
         """Header, extensions, snapshot table; see ``inspect``."""
-        # reason: most processes inspect nothing
-        from blockio_drivers.qcow2.inspect import inspect_image  # noqa: PLC0415
+        # most processes inspect nothing
+        from blockio_drivers.qcow2.inspect import inspect_image
 
         return await inspect_image(source, trust)
 
     @classmethod
     async def co_measure(cls, options: Any, source: MeasureSource | None) -> Measurement:
         """As ``create_image`` would lay it out; see ``measure``."""
-        # reason: most processes measure nothing
-        from blockio_drivers.qcow2.measure import measure_image  # noqa: PLC0415
+        # most processes measure nothing
+        from blockio_drivers.qcow2.measure import measure_image
 
         return await measure_image(options, source)
 
     @classmethod
     def stream(cls, options: Any, length: int, runs: Sequence[StreamRun]) -> ImageStream:
         """All metadata, then the data in the disk's order; see ``streaming``."""
-        # reason: most processes stream nothing
-        from blockio_drivers.qcow2.streaming import stream_image  # noqa: PLC0415
+        # most processes stream nothing
+        from blockio_drivers.qcow2.streaming import stream_image
 
         return stream_image(options, length, runs)
 
@@ -170,8 +170,8 @@ class Qcow2Driver(Qcow2Lifecycle):
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """See ``amend``."""
-        # reason: most processes amend nothing
-        from blockio_drivers.qcow2.amend import amend_image  # noqa: PLC0415
+        # most processes amend nothing
+        from blockio_drivers.qcow2.amend import amend_image
 
         await self._ready()
         await self._signalling(amend_image(self, options, force=force, resize=resize, progress=progress))
@@ -365,12 +365,11 @@ class Qcow2Driver(Qcow2Lifecycle):
         if self._image.armed and image.writable:
             await self._signalling(self._settle_tables())
         trust, report = self.host.trust, self.host.report
-        # reason: few processes check
         if fix is CheckFix.NONE:
-            from blockio_drivers.qcow2.check import check_image  # noqa: PLC0415
+            from blockio_drivers.qcow2.check import check_image
 
             return await check_image(self.file, image.header, trust=trust, report=report, progress=progress)
-        from blockio_drivers.qcow2.repair import repair_image  # noqa: PLC0415
+        from blockio_drivers.qcow2.repair import repair_image
 
         tables: list[tuple[list[SnapshotEntry], int]] = []
         try:

@@ -62,8 +62,8 @@ async def _encryption(
     source: InspectSource, place: EncryptionExtension | None, trust: Limits
 ) -> tuple[list[Finding], dict[str, Any]]:
     """What is to be told of the LUKS header, and its facts."""
-    # reason: few images are encrypted
-    from blockio_drivers.crypto.inspect import inspect_volume  # noqa: PLC0415
+    # few images are encrypted
+    from blockio_drivers.crypto.inspect import inspect_volume
 
     if place is None or place.offset + place.length > source.length:
         where = "is missing" if place is None else "reaches past the end of the file"

@@ -107,8 +107,8 @@ class Qcow2Lifecycle(FormatDriver):
         self.encrypted = header.crypt_method != CryptMethod.NONE
         secret = _secret_in(self._options, header)
         if self.encrypted:
-            # reason: most images are not encrypted, and the ciphers take time to load
-            from blockio_drivers.qcow2.encryption import open_encryption  # noqa: PLC0415
+            # most images are not encrypted, and the ciphers take time to load
+            from blockio_drivers.qcow2.encryption import open_encryption
 
             image.encryption = await open_encryption(self.file, header, secret, self.host)
 
@@ -468,8 +468,8 @@ def _secret_in(options: Qcow2Options, header: Header) -> str | None:
     """The id of the secret for the data, if any. OptionError where *options* do not fit the image's encryption."""
     if header.crypt_method == CryptMethod.NONE and not options.encrypt:
         return None
-    # reason: as in ``_unlock``
-    from blockio_drivers.qcow2.encryption import check_options  # noqa: PLC0415
+    # as in ``_unlock``
+    from blockio_drivers.qcow2.encryption import check_options
 
     return check_options(options.encrypt, header.crypt_method)
 

@@ -178,15 +178,15 @@ class EncryptOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, re
 
     def spec(self) -> CipherSpec:
         """Cipher and hashes of the LUKS header."""
-        # reason: only what makes or opens an encrypted image needs the ciphers' house
-        from blockio_drivers.crypto.header import CipherSpec  # noqa: PLC0415
+        # only what makes or opens an encrypted image needs the ciphers' house
+        from blockio_drivers.crypto.header import CipherSpec
 
         return CipherSpec.chosen(self.cipher_alg, self.cipher_mode, self.ivgen_alg, self.ivgen_hash_alg, self.hash_alg)
 
     def header_bytes(self) -> int:
         """How much room the LUKS header takes, key slots included; what lies behind it is not its business."""
-        # reason: as in ``spec``
-        from blockio_drivers.crypto.volume import payload_offset_for  # noqa: PLC0415
+        # as in ``spec``
+        from blockio_drivers.crypto.volume import payload_offset_for
 
         return payload_offset_for(self.spec())
 
@@ -202,8 +202,8 @@ class EncryptOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, re
             for field in msgspec.structs.fields(self)[2:]:
                 if getattr(self, field.name) is not None:
                     raise OptionError(f"Parameter 'encrypt.{field.encode_name}' is unexpected")
-        # reason: as in ``spec``
-        from blockio_drivers.crypto.volume import passphrase_of  # noqa: PLC0415
+        # as in ``spec``
+        from blockio_drivers.crypto.volume import passphrase_of
 
         passphrase_of(self.key_secret, "encrypt.")
 

@@ -227,8 +227,8 @@ class Snapshots:
         await self._revise(lambda _: None, list(entries))
 
     async def _revise(self, change: Callable[[Revision], None], snapshots: list[SnapshotEntry] | None) -> None:
-        # reason: most processes change no snapshots
-        from blockio_drivers.qcow2.revision import Revision  # noqa: PLC0415
+        # most processes change no snapshots
+        from blockio_drivers.qcow2.revision import Revision
 
         await self._write_back.settle_all()
         async with self._write_back.exclusive():
