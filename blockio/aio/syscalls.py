@@ -11,7 +11,9 @@ import os
 import struct
 import sys
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
 
 if TYPE_CHECKING:
     import ctypes
@@ -163,7 +165,7 @@ def ofd_locked(fd: int, kind: int, start: int, nbytes: int = 1) -> bool:
 # -- direct I/O
 
 
-class DioAlignment(NamedTuple):
+class DioAlignment(msgspec.Struct, frozen=True):
     """What O_DIRECT asks for, in bytes: of addresses in memory, and of offsets and lengths in the file."""
 
     memory: int

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 __all__ = ["AIO_MODES", "Option", "stronger_aio"]
 
@@ -10,7 +12,7 @@ AIO_MODES: Final = ("threads", "io_uring", "native")
 """How requests reach the kernel; of several on one line the last in this order counts, as the QEMU tools have it."""
 
 
-class Option(NamedTuple):
+class Option(msgspec.Struct, frozen=True):
     """One option: its ``key`` for the command, its letters and long names, and whether it takes an argument."""
 
     key: str

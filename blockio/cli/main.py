@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Final, NamedTuple, NoReturn, TypeAlias
+from typing import Final, NoReturn, TypeAlias
 
 __all__ = ["TOOLS", "command", "command_img", "command_io", "main", "main_img", "main_io"]
 
@@ -23,17 +23,18 @@ Run: TypeAlias = Callable[[Sequence[str], str], int]
 _GARBAGE: Final = 100_000
 """How many objects more than were freed let Python look for garbage while a tool runs (its default: 700).
 
-A start makes 43,000 of them and keeps most: to look through them takes 20 to 30 ms, which is a tenth of a short command.
+A start makes 43,000 of them and keeps most: looking through them takes 20 to 30 ms, a tenth of a short command.
 """
 
 _USUAL: Final = gc.get_threshold()
 
 
-class Tool(NamedTuple):
+class Tool:
     """One of the tools."""
 
-    run: Run
-    summary: str
+    def __init__(self, run: Run, summary: str) -> None:
+        self.run = run
+        self.summary = summary
 
 
 _HELP: Final = """\

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -176,7 +176,7 @@ class MeasureSource(Protocol):
         """Offset and length of everything that does not read as zeroes, in order."""
 
 
-class StreamRun(NamedTuple):
+class StreamRun(msgspec.Struct, frozen=True):
     """A part of a disk that a new image shall hold itself: data, or zeroes that nothing below may show through."""
 
     offset: int
@@ -184,7 +184,7 @@ class StreamRun(NamedTuple):
     zero: bool = False
 
 
-class ImageStream(NamedTuple):
+class ImageStream(msgspec.Struct, frozen=True):
     """A whole image as it is written in one go, from front to back, to somebody who cannot go back."""
 
     metadata: Iterable[bytes]

@@ -19,7 +19,7 @@ import errno
 from collections.abc import Iterator, Mapping
 from enum import Enum
 from types import UnionType
-from typing import Annotated, Any, Final, NamedTuple, TypeAlias, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Final, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -332,7 +332,7 @@ def convert_options(
         raise _translated(error, options, words) from error
 
 
-class _Words(NamedTuple):
+class _Words(msgspec.Struct, frozen=True):
     """What QEMU says of wrong options of *driver*, opening or *creating*."""
 
     driver: str

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final, NamedTuple, ParamSpec, TypeVar
+from typing import Final, ParamSpec, TypeVar
+
+import msgspec
 
 from blockio.img.results import Observer, Progress, Side
 
@@ -100,7 +102,7 @@ class Meter:
         self._observer(Progress(self.done, self.total, rate, remaining, side))
 
 
-class _Moment(NamedTuple):
+class _Moment(msgspec.Struct, frozen=True):
     """What the clocks showed, and how long each side had been waited for by then."""
 
     at: float

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from blockio.cli.img.getopt import UsageError
 from blockio.cli.img.given import read
@@ -26,7 +28,7 @@ __all__ = ["execute", "prepare"]
 _LEAST_STEP = 1.0
 
 
-class _Plan(NamedTuple):
+class _Plan(msgspec.Struct, frozen=True):
     choice: ImageChoice
     names: list[str]
     format: str | None

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from functools import partial, reduce
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
 
 from blockio.cli.definitions import AIO_MODES, stronger_aio
 from blockio.cli.img.given import read
@@ -35,7 +37,7 @@ _SIZES: Final = {
 }
 
 
-class _Plan(NamedTuple):
+class _Plan(msgspec.Struct, frozen=True):
     image: Image
     numbers: dict[str, int]
     write: bool

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from blockio.cli.img.given import read
 from blockio.cli.img.tool import ImageChoice, fail, read_size
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["execute", "prepare"]
 
 
-class _Plan(NamedTuple):
+class _Plan(msgspec.Struct, frozen=True):
     image: Image
     name: str
     actions: list[BitmapAction]

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
 
 from blockio.cli.img.getopt import UsageError
 from blockio.cli.img.given import read
@@ -29,7 +31,7 @@ __all__ = ["execute", "prepare"]
 _NOT_SUPPORTED: Final = 63
 
 
-class _Plan(NamedTuple):
+class _Plan(msgspec.Struct, frozen=True):
     image: Image
     json: bool
     fix: CheckFix

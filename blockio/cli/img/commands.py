@@ -5,14 +5,16 @@ What QEMU's tool does not have is ``own``: called by that tool's name, we do not
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 from blockio.cli.definitions import Option
 
 __all__ = ["COMMANDS", "MAIN_OPTIONS", "Command"]
 
 
-class Command(NamedTuple):
+class Command(msgspec.Struct, frozen=True):
     """One command: where it lives, what it takes, and its line in ``--help``."""
 
     module: str
@@ -92,7 +94,7 @@ COMMANDS: Final[dict[str, Command]] = {
             Option("step", ("-S",), "step_size", "how far requests lie apart; the size of one by default"),
             _CACHE,
             Option("write", ("-w",), "", "write, over what the image holds"),
-            _OBJECT._replace(own=True),
+            msgspec.structs.replace(_OBJECT, own=True),
             _IMAGE_OPTS,
             _SHARE,
         ),

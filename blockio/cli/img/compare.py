@@ -5,7 +5,9 @@ Exit status: 0 the same, 1 different, 2 not opened, 3 not told what is where, 4 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from blockio.cli.img.getopt import UsageError
 from blockio.cli.img.given import read
@@ -24,7 +26,7 @@ _OPEN, _STATUS, _READ = 2, 3, 4
 _LEAST_STEP = 2.0
 
 
-class _Plan(NamedTuple):
+class _Plan(msgspec.Struct, frozen=True):
     given: Given
     strict: bool
     quiet: bool

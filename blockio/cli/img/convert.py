@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from blockio.cli.img.given import read
 from blockio.cli.img.newimage import OptionList, print_option_help
@@ -29,7 +31,7 @@ _LEAST_STEP = 1.0
 _MAX_LEVEL = 9
 
 
-class _Plan(NamedTuple):
+class _Plan(msgspec.Struct, frozen=True):
     sources: list[Image | Pipe]
     target: str
     format: str | None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
 
 from blockio.cli.img.given import read
 from blockio.cli.img.tool import Failure, ImageChoice, fail, printed, read_size
@@ -20,7 +22,7 @@ __all__ = ["execute", "prepare"]
 _NUMBERS: Final = ("bs", "count", "skip")
 
 
-class _Plan(NamedTuple):
+class _Plan(msgspec.Struct, frozen=True):
     source: Image
     target: str
     format: str

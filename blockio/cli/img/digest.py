@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from blockio.cli.img.given import read
 from blockio.cli.img.tool import fail, source_cache
@@ -23,7 +25,7 @@ __all__ = ["check_algorithm", "digest_line", "execute", "prepare"]
 _LEAST_STEP = 1.0
 
 
-class _Plan(NamedTuple):
+class _Plan(msgspec.Struct, frozen=True):
     image: Image
     algorithm: str
     json: bool

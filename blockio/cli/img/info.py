@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from blockio.cli.img.given import read
 from blockio.cli.img.snapshots import shown, snapshot_lines
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["execute", "prepare"]
 
 
-class _Plan(NamedTuple):
+class _Plan(msgspec.Struct, frozen=True):
     image: Image
     json: bool
     chain: bool

@@ -7,7 +7,9 @@ there is not; 8, it is not, or not only, the format that it is said to be.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from blockio.cli.img.given import read
 from blockio.cli.output import human_size, json_pretty
@@ -27,7 +29,7 @@ BROKEN = 4
 DISGUISED = 8
 
 
-class Plan(NamedTuple):
+class Plan(msgspec.Struct, frozen=True):
     """What is to be inspected, and how that is told."""
 
     path: str

@@ -5,7 +5,9 @@ from __future__ import annotations
 from contextlib import aclosing
 from functools import partial
 from itertools import accumulate, chain, repeat
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from blockio.cli.img.given import read
 from blockio.cli.img.tool import fail, read_size
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["execute", "prepare"]
 
 
-class _Plan(NamedTuple):
+class _Plan(msgspec.Struct, frozen=True):
     image: Image
     json: bool
     start: int

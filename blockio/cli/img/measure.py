@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from blockio.cli.img.given import read
 from blockio.cli.img.newimage import OptionList
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["execute", "prepare"]
 
 
-class _Plan(NamedTuple):
+class _Plan(msgspec.Struct, frozen=True):
     image: Image | None
     format: str
     size: int | None

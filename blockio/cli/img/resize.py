@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from blockio.cli.img.getopt import UsageError
 from blockio.cli.img.given import read
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["execute", "prepare"]
 
 
-class _Plan(NamedTuple):
+class _Plan(msgspec.Struct, frozen=True):
     image: Image
     sign: int
     """+1 or -1 for a change by ``size``, 0 where it is the new length itself."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from blockio.cli.img.getopt import UsageError
 from blockio.cli.img.given import read
@@ -23,7 +25,7 @@ __all__ = ["execute", "prepare"]
 _ACTIONS = {"list", "apply", "create", "delete"}
 
 
-class _Plan(NamedTuple):
+class _Plan(msgspec.Struct, frozen=True):
     image: Image
     action: str
     name: str

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from blockio.aio import syscalls
 from blockio.aio.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE
@@ -27,7 +29,7 @@ _CANNOT: Final = frozenset((errno.ENOTSUP, errno.ENOSYS, errno.ENOTTY, errno.ENO
 _FULL_CHUNK: Final = 1 << 20
 
 
-class DataRange(NamedTuple):
+class DataRange(msgspec.Struct, frozen=True):
     """The first data at or behind an offset, as the file system tells: ``start`` to ``end`` (not included)."""
 
     start: int

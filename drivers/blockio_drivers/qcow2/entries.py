@@ -16,6 +16,8 @@ from itertools import repeat
 from operator import and_, sub
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import msgspec
+
 from blockio.errors import UnsupportedFeature
 from blockio.types import ExtentKind
 from blockio_drivers.qcow2.strides import run_length, run_starts
@@ -51,7 +53,7 @@ class Place(NamedTuple):
     host: int
 
 
-class Plan(NamedTuple):
+class Plan(msgspec.Struct, frozen=True):
     """How a write that cannot go in place can: ``reach`` subclusters of it at once.
 
     ``room`` is the host cluster it goes to, 0 where new ones are needed. When it is done the subclusters from ``start``

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
 
 from blockio.aio.clock import Clock, LoopClock
 from blockio.buffers import IoVector
@@ -48,7 +50,7 @@ __all__ = ["Parts", "Qcow2Lifecycle"]
 T = TypeVar("T")
 
 
-class Parts(NamedTuple):
+class Parts(msgspec.Struct, frozen=True):
     """What an image is worked on with; see the modules of these names."""
 
     image: Image

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from blockio.errors import OptionError
 
@@ -19,7 +21,7 @@ _MIN_REFCOUNT_CLUSTERS: Final = 4
 _INT_MAX: Final = 2**31 - 1
 
 
-class CacheSizes(NamedTuple):
+class CacheSizes(msgspec.Struct, frozen=True):
     """Bytes for L2 tables and for refcount blocks, and how much of an L2 table is read at once."""
 
     l2: int

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from array import array
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -64,7 +64,7 @@ _INT_MAX: Final = 2**31 - 1
 _SWAP: Final = sys.byteorder == "little"
 
 
-class CompressedCluster(NamedTuple):
+class CompressedCluster(msgspec.Struct, frozen=True):
     """Where compressed data lies: at ``offset`` (any byte), in at most ``nbytes`` up to a sector's end."""
 
     offset: HostOffset

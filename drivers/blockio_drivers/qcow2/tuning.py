@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from blockio.errors import OptionError
 from blockio_drivers.qcow2.compress import LEVELS
@@ -19,7 +21,7 @@ __all__ = ["Tuning"]
 _UINT_MAX: Final = 2**32 - 1
 
 
-class Tuning(NamedTuple):
+class Tuning(msgspec.Struct, frozen=True):
     """The metadata caches, after how many seconds they let go (0: never), and how changes are made."""
 
     sizes: CacheSizes
