@@ -355,8 +355,9 @@ async def _try_slot(
 
     def attempt() -> bytes | None:
         slot_key = _pbkdf2(spec.hash_alg, passphrase, slot.salt, slot.iterations, header.key_bytes)
-        plain = _payload_cipher(spec, slot_key).decrypt(material, 0)
-        key = merge(bytes(plain[:nbytes]), STRIPES, spec.hash_alg)
+        stripes = bytearray(material)
+        _payload_cipher(spec, slot_key).decrypt(stripes, 0)
+        key = merge(bytes(stripes[:nbytes]), STRIPES, spec.hash_alg)
         digest = _pbkdf2(spec.hash_alg, key, header.digest_salt, header.digest_iterations, _DIGEST_BYTES)
         return key if hmac.compare_digest(digest, header.digest) else None
 
@@ -373,8 +374,9 @@ async def _make_slot(
     def make() -> bytes:
         slot_key = _pbkdf2(spec.hash_alg, passphrase, salt, iterations, header.key_bytes)
         stripes = split(key, STRIPES, spec.hash_alg)
-        padded = stripes.ljust(-(-len(stripes) // SECTOR) * SECTOR, b"\0")
-        return bytes(_payload_cipher(spec, slot_key).encrypt(padded, 0))
+        padded = bytearray(stripes.ljust(-(-len(stripes) // SECTOR) * SECTOR, b"\0"))
+        _payload_cipher(spec, slot_key).encrypt(padded, 0)
+        return bytes(padded)
 
     material = await _in_thread(make)
     return KeySlot(True, iterations, salt, header.slots[number].offset), material
