@@ -8,6 +8,8 @@ moment has left. Pure: no I/O, no asyncio, one thread.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from typing import Generic, TypeVar
 
 __all__ = ["GracePeriod"]
@@ -23,10 +25,12 @@ class GracePeriod(Generic[_T]):
     epochs. So the items older than the oldest reader, and only they, are nobody's.
     """
 
-    __slots__ = ("_epoch", "_inside", "_retired")
+    __slots__ = ("_epoch", "_exit_flight", "_inside", "_retired")
 
     def __init__(self) -> None:
         self._epoch = 0
+        self._exit_flight: tuple[int, Callable[[object, bool], None]] = (-1, _nobody)
+        """What readers of that epoch call who entered with ``enter_flight``."""
         self._inside: dict[int, int] = {}
         self._retired: deque[tuple[int, _T]] = deque()
 
@@ -38,11 +42,21 @@ class GracePeriod(Generic[_T]):
 
     def exit(self, token: int) -> None:
         """The reader that got *token* is done. KeyError for a token that is not out."""
-        left = self._inside[token] - 1
-        if left:
-            self._inside[token] = left
-        else:
-            del self._inside[token]
+        _leave(self._inside, token)
+
+    def enter_flight(self) -> Callable[[object, bool], None]:
+        """A reader begins; the answer is to be called once when it is done, as the leg of a ``Flight``.
+
+        All readers of an epoch get the same.
+        """
+        epoch = self._epoch
+        inside = self._inside
+        inside[epoch] = inside.get(epoch, 0) + 1
+        made_for, leg = self._exit_flight
+        if made_for != epoch:
+            leg = partial(_leave, inside, epoch)
+            self._exit_flight = (epoch, leg)
+        return leg
 
     def retire(self, item: _T) -> None:
         """*item* can be found by no new reader; those inside may still use it."""
@@ -68,3 +82,15 @@ class GracePeriod(Generic[_T]):
     def pending(self) -> int:
         """How many retired items have not been reclaimed."""
         return len(self._retired)
+
+
+def _nobody(_flight: object, _ok: bool) -> None:
+    return
+
+
+def _leave(inside: dict[int, int], epoch: int, _flight: object = None, _ok: bool = True) -> None:
+    left = inside[epoch] - 1
+    if left:
+        inside[epoch] = left
+    else:
+        del inside[epoch]

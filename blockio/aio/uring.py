@@ -104,7 +104,7 @@ class _Op(Flight):
     merged with its neighbours.
     """
 
-    __slots__ = ("alone", "batch", "buffer", "done", "entry", "length", "pins", "result", "ring", "slot", "waiter")
+    __slots__ = ("alone", "batch", "buffer", "done", "entry", "pins", "result", "ring", "slot", "waiter")
 
     def __init__(
         self,
@@ -121,6 +121,7 @@ class _Op(Flight):
         buffer: int = 0,
     ) -> None:
         self.legs = []
+        self.error = None
         self.ring = ring
         self.batch = batch
         self.entry = (opcode, sqe, 0, fd, offset, address, length, flags)
@@ -133,14 +134,26 @@ class _Op(Flight):
         self.result = 0
         self.waiter: asyncio.Future[None] | None = None
 
-    async def land(self, nbytes: int) -> bool:
+    async def land(self) -> bool:
         ok = False
         try:
-            # One frame for all that a flight is: each more would be 0.3 us of its 10.
-            ok = (self.result if self.done and self.result >= 0 else await self.ring.ended(self)) == nbytes
+            if not self.done:
+                # What ``ended`` does where nothing comes in between, without its frame.
+                self.waiter = waiter = self.ring._create_future()
+                try:
+                    await waiter
+                except asyncio.CancelledError:
+                    await self.ring.cancelled(self)
+                    raise
+            result = self.result
+            ok = (result if result >= 0 else await self.ring.ended(self)) == self.length
+        except BaseException as error:
+            self.error = error
+            raise
         finally:
-            for leg in reversed(self.legs):
-                leg(ok)
+            legs = self.legs
+            while legs:
+                legs.pop()(self, ok)
         return ok
 
 
@@ -179,6 +192,7 @@ class Uring:
         self._addressof = ctypes.addressof
         self._from_buffer: Callable[[Any], Any] = ctypes.c_char.from_buffer
         self._loop = context.loop
+        self._create_future = context.loop.create_future
         self._enter = sys_enter
         params = bytearray(120)
         struct.pack_into("=I", params, 8, _SETUP_CLAMP)
@@ -381,17 +395,18 @@ class Uring:
         return await self.ended(op)
 
     def _submit(self, op: _Op) -> None:
-        self._queue.append(op)
-        if not (self._in_flight or self._plugs or len(self._queue) > 1) and self._inline_left:
+        queue = self._queue
+        queue.append(op)
+        if not (self._in_flight or self._plugs or len(queue) > 1) and self._inline_left:
             # Alone: nothing to wait for and gather. What the page cache holds is complete when this returns.
             self._inline_left -= 1
             self._flush()
-        elif len(self._queue) >= (op.batch or self._entries):
+        elif len(queue) >= (op.batch or self._entries):
             self._flush()
         elif op.length >= ASYNC_TRANSFER and not self._plugs:
             # Whoever comes next in this turn may copy as much in the loop's thread: meanwhile the kernel can begin.
             self._flush()
-        elif not self._scheduled and not self._plugs:
+        elif not (self._scheduled or self._plugs):
             self._scheduled = True
             self._loop.call_soon(self._flush_soon)
 
@@ -407,15 +422,7 @@ class Uring:
                 try:
                     await op.waiter
                 except asyncio.CancelledError:
-                    if op.slot < 0 and not op.done:
-                        self._queue.remove(op)
-                        raise
-                    while not op.done:
-                        op.waiter = self._loop.create_future()
-                        try:
-                            await op.waiter
-                        except asyncio.CancelledError:
-                            continue
+                    await self.cancelled(op)
                     raise
             if op.result >= 0:
                 return op.result
@@ -424,6 +431,18 @@ class Uring:
             await asyncio.sleep(_RETRY_DELAY)
             op.done, op.slot, op.waiter = False, -1, None
             self._submit(op)
+
+    async def cancelled(self, op: _Op) -> None:
+        """Who awaited *op* was cancelled: take it back, or wait until its memory is no longer the kernel's."""
+        if op.slot < 0 and not op.done:
+            self._queue.remove(op)
+            return
+        while not op.done:
+            op.waiter = self._loop.create_future()
+            try:
+                await op.waiter
+            except asyncio.CancelledError:
+                continue
 
     # -- registered buffers
 
@@ -495,14 +514,20 @@ class Uring:
         self._ops[slot] = None
         self._free.append(slot)
         self._in_flight -= 1
-        if type(op) is _Merged:
-            for part, share in zip(op.parts, shares(result, [part.length for part in op.parts]), strict=True):
-                if share is None:
-                    self._submit_alone(part)
-                else:
-                    self._end(part, share)
-        else:
-            self._end(op, result)
+        if type(op) is not _Merged:  # the same as ``_end``, without its frame
+            op.result = result
+            op.done = True
+            if result >= 0 or result not in _NOT_NOW:
+                op.pins = None
+            waiter = op.waiter
+            if waiter is not None and not waiter.done():
+                waiter.set_result(None)
+            return
+        for part, share in zip(op.parts, shares(result, [part.length for part in op.parts]), strict=True):
+            if share is None:
+                self._submit_alone(part)
+            else:
+                self._end(part, share)
 
     def _end(self, op: _Op, result: int) -> None:
         op.result = result
@@ -514,19 +539,27 @@ class Uring:
             waiter.set_result(None)
 
     def _fill(self) -> None:
-        queue, free, sqes, tail = self._queue, self._free, self._sqes, self._sq_tail
+        queue, free, ops, sqes, tail, mask = (
+            self._queue,
+            self._free,
+            self._ops,
+            self._sqes,
+            self._sq_tail,
+            self._sq_mask,
+        )
+        count = 0
         while queue and free:
             op = queue.popleft()
             if queue and queue[0].entry[4] == op.entry[4] + op.length:
                 op = self._merged(op)
             slot = op.slot = free.pop()
-            self._ops[slot] = op
-            _SQE.pack_into(sqes, (tail & self._sq_mask) * 64, *op.entry, slot, op.buffer)
-            tail = (tail + 1) & 0xFFFFFFFF
-            self._in_flight += 1
-            self._unsent += 1
-        if tail != self._sq_tail:
-            self._sq_tail = self._sq_words[self._sq_tail_at] = tail
+            ops[slot] = op
+            _SQE.pack_into(sqes, ((tail + count) & mask) * 64, *op.entry, slot, op.buffer)
+            count += 1
+        if count:
+            self._in_flight += count
+            self._unsent += count
+            self._sq_tail = self._sq_words[self._sq_tail_at] = (tail + count) & 0xFFFFFFFF
 
     def _merged(self, first: _Op) -> _Op:
         """*first* with those that follow it in the queue and on the disk, or by itself."""
@@ -567,10 +600,17 @@ class Uring:
         tail = words[self._cq_tail_at]
         if head == tail:
             return
+        completions, at, mask, complete, unpack = (
+            self._cq,
+            self._cqes_at,
+            self._cq_mask,
+            self._complete,
+            _CQE.unpack_from,
+        )
         while head != tail:
-            slot, result, _ = _CQE.unpack_from(self._cq, self._cqes_at + (head & self._cq_mask) * 16)
+            slot, result, _ = unpack(completions, at + (head & mask) * 16)
             head = (head + 1) & 0xFFFFFFFF
-            self._complete(slot, result)
+            complete(slot, result)
         self._cq_head = words[self._cq_head_at] = head
         if self._closing and not self._in_flight:
             self._loop.remove_reader(self._fd)

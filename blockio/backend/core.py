@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from blockio.aio.context import AioContext
 from blockio.backend.accounting import Accounting, Counters
-from blockio.backend.lanes import Departure, Lane, Lanes, fast_lane, start_lane
+from blockio.backend.lanes import Lane, Lanes, fast_lane
 from blockio.backend.memory import readable_vector, writable_vector
 from blockio.backend.parking import Moved, Parking, Place, holds
 from blockio.errors import NoMedium
@@ -23,6 +23,7 @@ from blockio.graph.drain import RequestScope
 from blockio.types import Perm
 
 if TYPE_CHECKING:
+    from blockio.aio.flight import Start
     from blockio.backend.accounting import TryTransfer
     from blockio.graph.edge import Edge
     from blockio.graph.node import BlockNode
@@ -91,8 +92,8 @@ class BackendCore:
         self._fast_write: Lane | None = None
         self._first_read: Lane | None = None
         self._first_write: Lane | None = None
-        self._start_read: Departure | None = None
-        self._start_write: Departure | None = None
+        self._start_read: Start | None = None
+        self._start_write: Start | None = None
         self._lanes: Lanes = "auto"
         self._enable_write_cache = True
         self._allow_write_beyond_eof = False
@@ -227,9 +228,9 @@ class BackendCore:
             self._fast_write = None
         self._start_read = self._start_write = None
         if self._guarded(root.try_preadv) is root.try_preadv:  # nothing is asked before each request
-            self._start_read = start_lane(root.start_preadv, self._context)
+            self._start_read = root.start_preadv
             if self._fast_write is not None:
-                self._start_write = start_lane(root.start_pwritev, self._context)
+                self._start_write = root.start_pwritev
         if self._lanes in {"started", "slow"}:
             self._fast_read = self._fast_write = None
         if self._lanes in {"fast", "slow"}:

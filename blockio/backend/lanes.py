@@ -16,11 +16,10 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from blockio.aio.context import AioContext
-    from blockio.aio.flight import Flight, Start
     from blockio.backend.accounting import Accounting, Counters, TryTransfer
     from blockio.buffers import BufferLike, IoVector
 
-__all__ = ["Departure", "Lane", "Lanes", "fast_lane", "start_lane"]
+__all__ = ["Lane", "Lanes", "fast_lane"]
 
 Lanes: TypeAlias = Literal["auto", "fast", "started", "slow"]
 """Which short ways are open: all, one of the two, none."""
@@ -77,26 +76,3 @@ def fast_lane(
         return True
 
     return lane
-
-
-Departure: TypeAlias = "Callable[[int, BufferLike], tuple[Flight, int] | None]"
-"""Starts a request and says how many bytes it is, or answers None having done nothing."""
-
-
-def start_lane(root: Start, context: AioContext) -> Departure:
-    """The lane through *root*, an edge's ``start_`` function: for requests whose memory is one buffer."""
-
-    def depart(offset: int, iov: BufferLike) -> tuple[Flight, int] | None:
-        kind = type(iov)
-        if kind is memoryview:
-            nbytes = iov.nbytes  # type: ignore[union-attr]  # mypy does not narrow by ``kind``, and asking twice costs
-        elif kind is bytearray:
-            nbytes = len(iov)  # type: ignore[arg-type]  # as above
-        else:
-            return None
-        if not nbytes or get_ident() != context.thread_id:
-            return None
-        flight = root(offset, (iov,), nbytes)  # type: ignore[arg-type]  # as above
-        return None if flight is None else (flight, nbytes)
-
-    return depart

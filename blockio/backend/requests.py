@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 from operator import index
+from threading import get_ident
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from blockio.backend.accounting import FAIRNESS_BUDGET, REQUEST_COST, STARTED_RUN
@@ -30,7 +31,7 @@ from blockio.types import INT_MAX, Perm, PreallocMode, RequestFlags, StatusFlags
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from blockio.aio.flight import Flight
+    from blockio.aio.flight import Flight, Start
     from blockio.backend.accounting import Counters
     from blockio.backend.parking import Place
     from blockio.buffers import BufferLike, IoVector
@@ -87,28 +88,44 @@ class Requests(NodeAccounting):
             place = moved.place
         return await self._enter(work, counters, nbytes, place)
 
-    async def _land(self, flight: Flight, nbytes: int, counters: Counters) -> bool:
-        """Wait for a request that has just been started, as one of this backend. False: the slow lane must do it."""
-        self._in_flight += 1
-        counters.started += 1
-        if not counters.started % STARTED_RUN:
-            self._look_at_lanes(counters)
-        stats = self.stats
-        began = stats.clock() if stats.timing else 0
-        try:
-            landed = await flight.land(nbytes)
-        except BaseException as error:
-            stats.ended(counters, nbytes, began, error)
-            raise
+    def _depart(self, start: Start, offset: int, iov: BufferLike, counters: Counters) -> Flight | None:
+        """Start a request whose memory is one buffer, as one of this backend; None, having done nothing, for others.
+
+        When it lands it is counted as it ended, or not at all where the slow lane must do it.
+        """
+        kind = type(iov)
+        if kind is memoryview:
+            nbytes = iov.nbytes  # type: ignore[union-attr]  # mypy does not narrow by ``kind``, and asking twice costs
+        elif kind is bytearray:
+            nbytes = len(iov)  # type: ignore[arg-type]  # as above
         else:
-            if landed:
+            return None
+        if not nbytes or get_ident() != self._context.thread_id:  # of the thread, as in ``fast_lane``
+            return None
+        flight = start(offset, (iov,), nbytes)  # type: ignore[arg-type]  # as above
+        if flight is not None:
+            self._in_flight += 1
+            counters.started += 1
+            if not counters.started % STARTED_RUN:
+                self._look_at_lanes(counters)
+            stats = self.stats
+            flight.note = (counters, stats.clock() if stats.timing else 0)
+            flight.legs.append(self._landed)
+        return flight
+
+    def _landed(self, flight: Flight, ok: bool) -> None:
+        """The leg of each request that was started."""
+        counters, began = flight.note
+        try:
+            if ok:
                 counters.landed += 1
-                if began or stats.timing:
-                    stats.ended(counters, nbytes, began, None)
+                if began or self.stats.timing:
+                    self.stats.ended(counters, flight.length, began, None)
                 else:  # the same by hand: two calls less
                     counters.operations += 1
-                    counters.weight += nbytes + REQUEST_COST
-            return landed
+                    counters.weight += flight.length + REQUEST_COST
+            elif flight.error is not None:
+                self.stats.ended(counters, flight.length, began, flight.error)
         finally:
             self._in_flight -= 1
             if not self._in_flight:
@@ -142,8 +159,8 @@ class Requests(NodeAccounting):
         lane = self._first_read
         if flags or lane is None or not lane(offset, iov):
             start = None if flags else self._start_read
-            departed = None if start is None else start(offset, iov)
-            if departed is not None and await self._land(*departed, self._reads):
+            flight = None if start is None else self._depart(start, offset, iov, self._reads)
+            if flight is not None and await flight.land():
                 return
             vector = writable_vector(iov)
             # No closure: its cells would be made for each request, also for those that end above.
@@ -174,8 +191,8 @@ class Requests(NodeAccounting):
         lane = self._first_write
         if flags or lane is None or not lane(offset, iov):
             start = None if flags else self._start_write
-            departed = None if start is None else start(offset, iov)
-            if departed is not None and await self._land(*departed, self._writes):
+            flight = None if start is None else self._depart(start, offset, iov, self._writes)
+            if flight is not None and await flight.land():
                 return
             vector = readable_vector(iov)
             # No closure: its cells would be made for each request, also for those that end above.

@@ -280,7 +280,7 @@ def _started(call: Start, nbytes: int, declined: str) -> _Worker:
             flight = call(offset, bufs, nbytes)
             if flight is None:
                 raise _Declined(declined)
-            await flight.land(nbytes)
+            await flight.land()
 
     return work
 

@@ -53,7 +53,9 @@ class RequestPath(EdgePath, Protocol):
     fast lane never suspends, so it needs no count). Whoever brings it to 0 calls ``node.kick()``.
     """
 
-    in_flight: int
+    @property
+    def in_flight(self) -> int: ...
+
     limits: BlockLimits
     """The driver's limits merged with the DATA, FILTERED and COW children's."""
 

@@ -8,7 +8,6 @@ replaced by one that answers False, so that the lane itself asks nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -24,7 +23,7 @@ from blockio.io import copy, data, discard, flush, status, truncate, zero
 from blockio.io.align import Padding
 from blockio.io.copy_on_read import hand_down_prefetch, read_and_keep
 from blockio.io.limits import check_range, check_transfer, merged_limits
-from blockio.io.tracked import TrackedRequests
+from blockio.io.tracked import Ticket, TrackedRequests
 from blockio.types import (
     BlockInfo,
     BlockLimits,
@@ -80,7 +79,7 @@ class NodeIO:
 
     Invariants:
 
-    * ``in_flight`` is the number of slow-lane requests that have entered and not left; the one that brings it to 0
+    * ``tracked`` has the requests that have entered and not left, slow or started; the one that leaves it empty
       kicks the node. Every entry is paired in a ``finally``, so failing and being cancelled leave too.
     * ``write_gen`` grows with each write that ended, well or not, in either lane; ``flushed_gen`` is a generation all
       of whose writes are on stable storage.
@@ -103,7 +102,6 @@ class NodeIO:
         "flushed_gen",
         "flushes",
         "height",
-        "in_flight",
         "limits",
         "maps_reads",
         "maps_status",
@@ -120,7 +118,6 @@ class NodeIO:
     def __init__(self, node: BlockNode) -> None:
         """For a node whose driver is about to open; when it has, ``refresh_limits`` opens the lanes."""
         self.node = node
-        self.in_flight = 0
         self.limits = BlockLimits()
         self.cluster_size = 0
         """The driver's cluster size in bytes, or its block size where it has none; known while copying on read."""
@@ -152,6 +149,11 @@ class NodeIO:
         self._unmarked_write: TryTransfer = _never
 
     # -- what the parts of the path ask
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests have entered and not left, but for those of the fast lane, which never suspend."""
+        return len(self.tracked.requests)
 
     def driver(self) -> BlockDriver:
         """The node's driver; NoMedium when it is gone. Asked anew after an await: a corruption may take it away."""
@@ -205,12 +207,11 @@ class NodeIO:
             scope.__enter__()
         else:
             scope = None
-        self.in_flight += 1
         if serialising:
             self._try_read = self._try_write = _never
         return self.tracked.enter(start, end, serialising=serialising), scope
 
-    def _leave(self, ticket: int, scope: RequestScope | None) -> None:
+    def _leave(self, ticket: Ticket, scope: RequestScope | None) -> None:
         tracked = self.tracked
         if tracked.serialising:
             tracked.leave(ticket)
@@ -221,8 +222,7 @@ class NodeIO:
             tracked.leave(ticket)
         if scope is not None:
             scope.__exit__(None, None, None)
-        self.in_flight -= 1
-        if not self.in_flight:
+        if not tracked.requests:
             self.node.kick()
 
     # -- slow lane
@@ -495,8 +495,8 @@ class NodeIO:
             return None
         flight = self._start_read(offset, bufs, nbytes)
         if flight is not None:
-            self.in_flight += 1
-            flight.legs.append(partial(self._landed, tracked.enter(offset, end)))
+            tracked.requests[flight] = (offset, end)
+            flight.legs.append(self._landed)
         return flight
 
     def start_pwritev(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> Flight | None:
@@ -507,21 +507,34 @@ class NodeIO:
             return None
         flight = self._start_write(offset, bufs, nbytes)
         if flight is not None:
-            self.in_flight += 1
-            flight.legs.append(partial(self._landed_write, tracked.enter(offset, end), end, nbytes))
+            tracked.requests[flight] = (offset, end)
+            flight.legs.append(self._landed_write)
         return flight
 
-    def _landed(self, ticket: int, ok: bool) -> None:
-        self._leave(ticket, None)
+    def _landed(self, flight: Flight, ok: bool) -> None:
+        tracked = self.tracked
+        if tracked.serialising or tracked.waiters:
+            self._leave(flight, None)
+            return
+        del tracked.requests[flight]
+        if not tracked.requests:
+            self.node.kick()
 
-    def _landed_write(self, ticket: int, end: int, nbytes: int, ok: bool) -> None:
+    def _landed_write(self, flight: Flight, ok: bool) -> None:
+        tracked = self.tracked
+        start, end = tracked.requests[flight]
         if ok and not self.marks and end <= self._sized.length:  # what ``written`` does, without the call
             self.write_gen += 1
             if end > self.wr_highest_offset:  # noqa: PLR1730  # as there
                 self.wr_highest_offset = end
         else:
-            self.written(end - nbytes, nbytes, ok=ok)
-        self._leave(ticket, None)
+            self.written(start, end - start, ok=ok)
+        if tracked.serialising or tracked.waiters:
+            self._leave(flight, None)
+            return
+        del tracked.requests[flight]
+        if not tracked.requests:
+            self.node.kick()
 
     def _try_write_marking(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool:
         """The fast write of a node with dirty bitmaps: recorded as in the slow lane, well or not."""

@@ -52,7 +52,7 @@ class Scene:
             await self.leave(name)
         assert not self.tracked.requests
         assert not self.tracked.serialising
-        assert not self.tracked._waiters
+        assert not self.tracked.waiters
 
 
 async def test_ordinary_requests_overlap_freely() -> None:

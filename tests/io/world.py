@@ -493,7 +493,7 @@ class Rig:
             assert path.in_flight == 0
             assert not path.tracked.requests
             assert not path.tracked.serialising
-            assert not path.tracked._waiters
+            assert not path.tracked.waiters
             assert not path.flushes.requests
             if isinstance(node.driver, ClusterFormat):
                 node.driver.whole()

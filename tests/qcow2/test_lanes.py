@@ -239,6 +239,6 @@ async def test_a_started_read_is_in_flight_at_every_node_of_the_chain(tmp_path: 
                 nodes.append(nodes[-1].backing.node)
             assert len(nodes) == 3
             assert [node.path.in_flight for node in nodes] == [1, 1, 1]
-            assert await flight.land(4096)
+            assert await flight.land()
             assert [node.path.in_flight for node in nodes] == [0, 0, 0]
         assert memory == pattern(SIZE)[8192 : 8192 + 4096]

@@ -8,7 +8,6 @@ pieces are the slow lane's.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from blockio.buffers import fill_zero
@@ -21,9 +20,8 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from blockio.aio.flight import Flight
-    from blockio.aio.grace import GracePeriod
     from blockio.driver.child import Child
-    from blockio_drivers.qcow2.image import Freed, Image
+    from blockio_drivers.qcow2.image import Image
     from blockio_drivers.qcow2.mapping import Mapping
 
 __all__ = ["Lanes"]
@@ -129,7 +127,10 @@ class Lanes:
         """As ``try_preadv``, but for zeroes; the clusters are not given to anybody else meanwhile."""
         host = self._to_read(offset, nbytes)
         if host > 0:
-            return self._keeping(self._file.start_preadv(host, bufs, nbytes))
+            flight = self._file.start_preadv(host, bufs, nbytes)
+            if flight is not None:
+                flight.legs.append(self._retired.enter_flight())
+            return flight
         if host != _BELOW or self._file.debug_event is not None:
             return None
         backing = self._image.driver.backing
@@ -140,12 +141,11 @@ class Lanes:
         if self._image.data_file is not None and self._image.raw:
             return None  # it must be held while it is under way; see ``data_file``
         host = self._to_overwrite(offset, nbytes)
-        return self._keeping(self._file.start_pwritev(host, bufs, nbytes)) if host > 0 else None
-
-    def _keeping(self, flight: Flight | None) -> Flight | None:
-        """*flight* as a reader of host clusters: what is freed before it has ended stays untouched."""
+        if host <= 0:
+            return None
+        flight = self._file.start_pwritev(host, bufs, nbytes)
         if flight is not None:
-            flight.legs.append(partial(_let_go, self._retired, self._retired.enter()))
+            flight.legs.append(self._retired.enter_flight())
         return flight
 
     def _to_read(self, offset: int, nbytes: int) -> int:
@@ -219,7 +219,3 @@ class Lanes:
             if table[at] != entry:
                 return False
         return True
-
-
-def _let_go(retired: GracePeriod[Freed], token: int, ok: bool) -> None:
-    retired.exit(token)
