@@ -2,7 +2,7 @@
 
 import sys
 
-from blockio.cli.main import command
+from blockio_command import command
 
 sys.argv[0] = "blockio"
 command()

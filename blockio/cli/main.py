@@ -17,7 +17,8 @@ from typing import Final, NoReturn, TypeAlias
 
 __all__ = ["TOOLS", "command", "command_img", "command_io", "main", "main_img", "main_io"]
 
-Run: TypeAlias = Callable[[Sequence[str], str], int]
+Run: TypeAlias = Callable[[list[str], str], int]
+Load: TypeAlias = Callable[[], Run]
 
 
 _GARBAGE: Final = 100_000
@@ -32,8 +33,8 @@ _USUAL: Final = gc.get_threshold()
 class Tool:
     """One of the tools."""
 
-    def __init__(self, run: Run, summary: str) -> None:
-        self.run = run
+    def __init__(self, load: Load, summary: str) -> None:
+        self.load = load
         self.summary = summary
 
 
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if tool is None:
         sys.stderr.write(f"{name}: unknown tool '{first}'\nTry '{name} --help' for more information\n")
         return 1
-    return _run(tool.run, rest, f"{name} {first}")
+    return _run(tool.load, rest, f"{name} {first}")
 
 
 def main_img(argv: Sequence[str] | None = None) -> int:
@@ -134,34 +135,34 @@ def _leave(status: int) -> NoReturn:
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()
-    except OSError:
+    except (OSError, ValueError):  # a stream that a program of ours closed is a ValueError
         sys.exit(status)
     os._exit(status)
 
 
-def _img(words: Sequence[str], prog: str) -> int:
-    from blockio.cli.img import main as tool  # only the tool that is called
+def _img() -> Run:
+    from blockio.cli.img.dispatch import run  # only the tool that is called
 
-    return tool(words, prog)
-
-
-def _io(words: Sequence[str], prog: str) -> int:
-    from blockio.cli.io import main as tool  # only the tool that is called
-
-    return tool(words, prog)
+    return run
 
 
-def _bench(words: Sequence[str], prog: str) -> int:
-    from blockio.cli.bench import main as tool  # only the tool that is called
+def _io() -> Run:
+    from blockio.cli.io import main  # only the tool that is called
+
+    return main
+
+
+def _bench() -> Run:
+    from blockio.cli.bench import main  # only the tool that is called
 
     gc.set_threshold(*_USUAL)  # what is measured runs as it would in a program of its user's
-    return tool(words, prog)
+    return main
 
 
-def _completion(words: Sequence[str], prog: str) -> int:
-    from blockio.cli.completion import main as tool  # only the tool that is called
+def _completion() -> Run:
+    from blockio.cli.completion import main  # only the tool that is called
 
-    return tool(words, prog)
+    return main
 
 
 TOOLS: Final[dict[str, Tool]] = {
@@ -170,7 +171,7 @@ TOOLS: Final[dict[str, Tool]] = {
     "bench": Tool(_bench, "measure workloads beside qemu-img, fio and others"),
     "completion": Tool(_completion, "print what a shell needs to complete these command lines"),
 }
-_LINKS: Final[dict[str, Run]] = {"qemu-img": _img, "qemu-io": _io, "blockio-img": _img, "blockio-io": _io}
+_LINKS: Final[dict[str, Load]] = {"qemu-img": _img, "qemu-io": _io, "blockio-img": _img, "blockio-io": _io}
 
 
 def _help(prog: str) -> str:
@@ -184,9 +185,10 @@ def _called(argv: Sequence[str] | None) -> tuple[str, list[str]]:
     return os.path.basename(name) or "blockio", list(words)
 
 
-def _run(tool: Run, words: Sequence[str], prog: str) -> int:
-    """Run *tool*; SIGINT, SIGTERM and SIGHUP cancel what it does, so that it cleans up, and then end the process as
-    usual."""
+def _run(load: Load, words: list[str], prog: str) -> int:
+    """Load a tool and run it; SIGINT, SIGTERM and SIGHUP cancel what it does, so that it cleans up, and then end the
+    process as usual."""
+    tool = load()
     ending = signal.SIGINT
 
     def terminate(signum: int, frame: FrameType | None) -> None:
@@ -198,12 +200,15 @@ def _run(tool: Run, words: Sequence[str], prog: str) -> int:
 
     before = {number: signal.signal(number, terminate) for number in _ENDINGS if _ends_us(number)}
     deaf = not _ends_us(signal.SIGINT)
+    quiet = signal.getsignal(signal.SIGINT) is signal.SIG_DFL  # see ``blockio_command``
     if deaf:
         # A shell starts ``command &`` with SIGINT ignored. It shall stay deaf to Ctrl-C, but asyncio.run must have its
         # hand on the signal, which ``terminate`` needs: block it instead.
         signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPT)
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
+        if quiet:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         return tool(words, prog)
     except KeyboardInterrupt:
         # Die of the signal itself: the shell, or whoever started us, sees what happened.
@@ -216,6 +221,8 @@ def _run(tool: Run, words: Sequence[str], prog: str) -> int:
         if deaf:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # which also forgets those that came meanwhile
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPT)
+        if quiet:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 _ENDINGS: Final = (signal.SIGTERM, signal.SIGHUP)

@@ -282,7 +282,10 @@ class BlockDriver(ABC):
         return BlockInfo()
 
     async def co_get_allocated_file_size(self) -> int | None:
-        """How many bytes of storage this driver itself spends; None where that is for its children to say."""
+        """How many bytes of storage this driver itself spends; None where that is for its children to say.
+
+        UnsupportedFeature where nobody can tell.
+        """
         return None
 
     def specific_info(self) -> dict[str, Any] | None:

@@ -113,7 +113,10 @@ async def allocated_size(node: BlockNode) -> int | None:
     Backing files do not count.
     """
     driver = node.driver
-    own = None if driver is None else await driver.co_get_allocated_file_size()
+    try:
+        own = None if driver is None else await driver.co_get_allocated_file_size()
+    except UnsupportedFeature:
+        return None
     if own is not None:
         return own
     total = 0

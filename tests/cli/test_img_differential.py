@@ -63,6 +63,8 @@ info -- -x
 info -
 info a.qcow2 a.raw
 info -q a.qcow2
+info blkdebug::a.qcow2
+info --output=json blkverify:a.raw:a.qcow2
 map -q a.qcow2
 check -p a.qcow2
 resize -U a.qcow2 1M

@@ -66,6 +66,27 @@ def test_a_link_is_the_tool_it_is_named_after(tmp_path: Path) -> None:
     assert done.stdout.startswith("qemu-io version ")
 
 
+def test_the_process_ends_with_its_status_though_standard_output_was_closed() -> None:
+    code = "import sys; from blockio.cli.main import _leave; sys.stdout.close(); _leave(3)"
+    done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (3, b"")
+
+
+@pytest.mark.parametrize("module", ["blockio.cli.main", "blockio.cli.img.dispatch", "blockio.cli.img.info"])
+def test_an_interrupt_while_modules_are_loaded_ends_the_process_without_a_word(module: str) -> None:
+    code = (
+        "import signal, sys, blockio_command\n"
+        "class Interrupt:\n"
+        "    def find_spec(name, path, target=None):\n"
+        f"        if name == {module!r}: signal.raise_signal(signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupt)\n"
+        "sys.argv = ['blockio', 'img', 'info', 'none']\n"
+        "blockio_command.command()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
+
+
 @pytest.mark.parametrize("thread", [True, False])
 def test_the_process_ends_at_once_unless_somebody_still_works(thread: bool) -> None:
     code = (

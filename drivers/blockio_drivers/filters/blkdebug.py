@@ -140,6 +140,9 @@ class BlkdebugDriver(DebugDriver, FilterDriver):
 
     # -- DebugDriver
 
+    async def co_get_allocated_file_size(self) -> int | None:
+        raise UnsupportedFeature  # QEMU takes it for a protocol, which spends nothing that it knew of
+
     async def co_debug_event(self, event: DebugEvent) -> None:
         tags = self._rules.happens(event)
         if not tags:
