@@ -104,10 +104,17 @@ class FormatDriver(BlockDriver):
         """Fill *iov* with guest bytes from *offset* on, which lie in the COMPRESSED *extent*."""
         raise UnsupportedFeature
 
-    async def co_read_packed(self, pieces: Sequence[tuple[int, IoVector, Extent]]) -> None:
-        """Several ``co_read_compressed`` (offset, memory, extent) of one request; one job where that helps."""
-        for offset, iov, extent in pieces:
-            await self.co_read_compressed(offset, iov, extent)
+    async def co_read_packed(self, rows: Sequence[tuple[int, IoVector, Extents]]) -> None:
+        """``co_read_compressed`` for rows of COMPRESSED extents of one request; one job where that helps.
+
+        Each row fills its memory with the guest bytes from its offset on.
+        """
+        for offset, iov, (kind, lengths, hosts, child) in rows:
+            at = 0
+            for length, host in zip(lengths, hosts, strict=True):
+                extent = Extent(kind, length, host, child)
+                await self.co_read_compressed(offset + at, iov.slice(at, length), extent)
+                at += length
 
     async def co_read_encrypted(self, offset: int, iov: IoVector, extent: Extent) -> None:
         """Fill *iov* with the guest bytes from *offset* on, which lie in the ENCRYPTED *extent*."""

@@ -10,6 +10,8 @@ tasks (see ``Workers``).
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 from blockio.buffers import IoVector
@@ -17,7 +19,7 @@ from blockio.driver.debug import tell
 from blockio.io.memory import zero_vector
 from blockio.io.shield import shielded
 from blockio.io.workers import Workers
-from blockio.types import Extent, ExtentKind
+from blockio.types import Extent, ExtentKind, Extents
 
 if TYPE_CHECKING:
     from blockio.driver.base import Allocation, FormatDriver
@@ -33,7 +35,7 @@ _UNALLOCATED: Final = ExtentKind.UNALLOCATED
 _COMPRESSED: Final = ExtentKind.COMPRESSED
 _ENCRYPTED: Final = ExtentKind.ENCRYPTED
 
-_PACKED_TOGETHER: Final = 512 << 10
+_PACKED_TOGETHER: Final = 2 << 20
 """Guest bytes of compressed extents that are one job for the driver: handing one over costs as much as it takes."""
 
 
@@ -64,36 +66,41 @@ async def _read(driver: FormatDriver, offset: int, iov: IoVector) -> None:
         await _read_extent(driver, extent, offset, iov)
         return
     at = packed_bytes = 0
-    packed: list[tuple[int, IoVector, Extent]] = []
+    packed: list[tuple[int, IoVector, Extents]] = []
     async with Workers() as workers:
         while True:
             if extent.kind is _COMPRESSED:
-                for packed_extent in _neighbours(driver, extent, offset + at, nbytes - at):
-                    part = iov.slice(at, packed_extent.length)
-                    packed.append((offset + at, part, packed_extent))
-                    packed_bytes += part.nbytes
-                    at += part.nbytes
-                    if packed_bytes >= _PACKED_TOGETHER:
-                        await workers.add(driver.co_read_packed(packed))
-                        packed, packed_bytes = [], 0
+                row = _row(driver, extent, offset + at, nbytes - at, _PACKED_TOGETHER - packed_bytes)
+                length = sum(row.lengths)
+                packed.append((offset + at, iov.slice(at, length), row))
+                packed_bytes += length
+                if length == nbytes:
+                    break
+                if packed_bytes >= _PACKED_TOGETHER:
+                    await workers.add(driver.co_read_packed(packed))
+                    packed, packed_bytes = [], 0
             else:
-                part = iov.slice(at, extent.length)
+                length = extent.length
+                part = iov.slice(at, length)
                 if not _read_now(driver, extent, offset + at, part):
                     await workers.add(_read_extent(driver, extent, offset + at, part))
-                at += extent.length
+            at += length
             if at == nbytes:
                 if packed:
                     await workers.add(driver.co_read_packed(packed))
                 return
             extent = await locate(driver, offset + at, nbytes - at)
+    await driver.co_read_packed(packed)  # all of the request, which needs no task
 
 
-def _neighbours(driver: FormatDriver, extent: Extent, offset: int, nbytes: int) -> list[Extent]:
-    """The compressed *extent* at *offset* and those next to it, of which there mostly are many, from memory."""
-    for kind, lengths, hosts, child in driver.try_map_many(offset, nbytes)[:1]:
-        if kind is _COMPRESSED:
-            return [Extent(kind, length, host, child) for length, host in zip(lengths, hosts, strict=True)]
-    return [extent]
+def _row(driver: FormatDriver, extent: Extent, offset: int, nbytes: int, room: int) -> Extents:
+    """The compressed *extent* at *offset* and those next to it, mostly many: *room* bytes at most, or one."""
+    if extent.length < min(nbytes, room):
+        for kind, lengths, hosts, child in driver.try_map_many(offset, min(nbytes, 2 * _PACKED_TOGETHER))[:1]:
+            if kind is _COMPRESSED:
+                count = max(bisect_right(list(accumulate(lengths)), room), 1)
+                return Extents(kind, lengths[:count], hosts[:count], child)
+    return Extents(extent.kind, [extent.length], [extent.host_offset], extent.child)
 
 
 def _read_now(driver: FormatDriver, extent: Extent, offset: int, part: IoVector) -> bool:

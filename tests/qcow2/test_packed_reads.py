@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from blockio.backend import BlockBackend
 from blockio.errors import BlockError, CorruptImage
+from blockio.io import mapped
 from blockio.types import OpenFlags
 from blockio_drivers.qcow2 import compressed
 from tests.support.cancel import cancelled_after
@@ -69,6 +71,36 @@ async def test_between_other_clusters(packed: Path) -> None:
         assert memory == expected
         await blk.co_preadv(5, part := bytearray(60_000))
         assert part == expected[5:60_005]
+
+
+async def test_cut_into_jobs(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with await opened(packed) as blk:
+        jobs = (CLUSTER, 3 * CLUSTER, 5 * CLUSTER + 7)
+        for job, (start, nbytes) in product(jobs, ((0, SIZE), (CLUSTER // 2, 17 * CLUSTER))):
+            monkeypatch.setattr(mapped, "_PACKED_TOGETHER", job)
+            await blk.co_preadv(start, memory := bytearray(nbytes))
+            assert memory == content()[start : start + nbytes]
+
+
+async def test_scattered_over_the_file_into_scattered_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written from back to front, with others' clusters in between."""
+    path = tmp_path / "disk.qcow2"
+    qemu_img("create", "-f", "qcow2", "-o", f"cluster_size={CLUSTER}", path, str(SIZE))
+    order = (15, 14, 2, 3, 7, 0, 9, 1)
+    words = [f"write -c -P {at + 1} {at * CLUSTER} {CLUSTER}" for at in order]
+    words[4:4] = [f"write -P 77 {32 * CLUSTER} {5 * CLUSTER}", f"write -c -P 78 {40 * CLUSTER} {CLUSTER}"]
+    qemu_io(path, *words, format="qcow2")
+    expected = bytearray(SIZE)
+    for at in order:
+        expected[at * CLUSTER : (at + 1) * CLUSTER] = bytes((at + 1,)) * CLUSTER
+    expected[32 * CLUSTER : 37 * CLUSTER] = b"M" * (5 * CLUSTER)
+    expected[40 * CLUSTER : 41 * CLUSTER] = b"N" * CLUSTER
+    async with await opened(path) as blk:
+        for near, sizes in product((0, 2048, 16 << 10), ((SIZE,), (100, CLUSTER, SIZE - CLUSTER - 100))):
+            monkeypatch.setattr(compressed, "_NEAR", near)
+            memory = [bytearray(nbytes) for nbytes in sizes]
+            await blk.co_preadv(0, memory)
+            assert b"".join(memory) == expected
 
 
 async def test_one_damaged_cluster_fails_the_request_and_nothing_else(packed: Path) -> None:

@@ -7,7 +7,7 @@ descriptor out anew forgets here what it stood for before.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from blockio.buffers import IoVector, aligned_buffer
 from blockio.errors import LimitExceeded
@@ -17,7 +17,7 @@ from blockio_drivers.qcow2.compress import decompress_cluster, decompress_cluste
 from blockio_drivers.qcow2.image import finish
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from blockio_drivers.qcow2.header import CompressionType
     from blockio_drivers.qcow2.image import Image
@@ -26,10 +26,20 @@ if TYPE_CHECKING:
 __all__ = ["CompressedReader"]
 
 _KEPT: Final = 4 << 20
-_SPARE: Final = 640 << 10
-"""What eight to sixteen clusters take before they are decompressed, and their last sectors."""
+_SPARE: Final = (2 << 20) + (128 << 10)
+"""What clusters that are read together take before they are decompressed, their last sectors, and gaps between them."""
+_NEAR: Final = 16 << 10
+"""A gap up to this size is read along: that takes less time than one more transfer."""
 _INLINE: Final = 64 << 10
 """A cluster up to this size is decompressed in place: that takes less time than handing it to a thread and back."""
+
+
+class _Stretch(NamedTuple):
+    """A part of the file, and the places in it: from where on, how many bytes, and the place's number."""
+
+    start: int
+    nbytes: int
+    places: list[tuple[int, int, int]]
 
 
 class CompressedReader:
@@ -52,53 +62,49 @@ class CompressedReader:
         inside = offset & self._image.geometry.cluster_mask
         iov.copy_from(memoryview(found.table)[inside : inside + iov.nbytes])
 
-    async def read_several(self, pieces: Sequence[tuple[int, IoVector, int]]) -> None:
-        """``read`` each (offset, memory, descriptor) of *pieces*. Whole clusters are not kept; their reader has them.
+    async def read_rows(self, rows: Sequence[tuple[int, IoVector, list[int], list[int]]]) -> None:
+        """``read`` rows of descriptors: (offset, memory, how much of each one's cluster, descriptors).
 
-        Cancelled, the memory is the caller's again when the thread that fills it has ended.
+        Whole clusters are not kept; their reader has them. Cancelled, the memory is the caller's again when the thread
+        that fills it has ended.
         """
-        size = self._image.geometry.cluster_size
-        whole: list[tuple[IoVector, int]] = []
-        for offset, iov, descriptor in pieces:
-            if iov.nbytes == size and descriptor not in self.cache.slices:
-                whole.append((iov, descriptor))
-            else:
-                await self.read(offset, iov, descriptor)
-        if whole:
+        size, kept = self._image.geometry.cluster_size, self.cache.slices
+        memories: list[IoVector | memoryview] = []
+        descriptors: list[int] = []
+        for offset, iov, lengths, row in rows:
+            whole = iov.views[0] if len(iov.views) == 1 else None
+            at = 0
+            for length, descriptor in zip(lengths, row, strict=True):
+                if length != size or descriptor in kept:
+                    await self.read(offset + at, iov.slice(at, length), descriptor)
+                else:
+                    memories.append(iov.slice(at, size) if whole is None else whole[at : at + size])
+                    descriptors.append(descriptor)
+                at += length
+        if memories:
             self._must_be_small()
-            await finish(self._read_whole(whole))
+            await self._read_whole(memories, descriptors)
 
-    async def _read_whole(self, whole: list[tuple[IoVector, int]]) -> None:
-        places = [self._image.geometry.compressed(descriptor) for _, descriptor in whole]
-        needed = sum(place.nbytes for place in places)
+    async def _read_whole(self, memories: list[IoVector | memoryview], descriptors: list[int]) -> None:
+        stretches = _stretches(map(self._image.geometry.compressed, descriptors))
+        needed = sum(stretch.nbytes for stretch in stretches)
         if needed > _SPARE:
             memory = aligned_buffer(needed)
         else:
             memory = self._spare.pop() if self._spare else aligned_buffer(_SPARE)
         try:
-            packed = await self._fetch(places, memory)
+            at = 0
+            jobs: list[tuple[memoryview, IoVector | memoryview]] = []
+            for start, nbytes, places in stretches:
+                room = memory[at : at + nbytes]
+                await self._image.file.co_preadv(HostOffset(start), IoVector([room], nbytes))
+                jobs += [(room[inside : inside + length], memories[index]) for inside, length, index in places]
+                at += nbytes
             kind = self._image.header.compression_type
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(None, _decompress_all, kind, packed, [iov for iov, _ in whole])
+            await finish(asyncio.get_running_loop().run_in_executor(None, _decompress_all, kind, jobs))
         finally:
             if len(memory) == _SPARE:
                 self._spare.append(memory)
-
-    async def _fetch(self, places: list[CompressedCluster], memory: memoryview) -> list[memoryview]:
-        """The stored bytes of each; what lies side by side, as it does when it was written together, is one read."""
-        file = self._image.file
-        start = min(place.offset for place in places)
-        end = max(place.offset + place.nbytes for place in places)
-        # Compressed clusters share sectors, so that the sum is a little more than the span of neighbours.
-        if end - start <= sum(place.nbytes for place in places):
-            await file.co_preadv(HostOffset(start), IoVector([memory[: end - start]], end - start))
-            return [memory[place.offset - start :][: place.nbytes] for place in places]
-        found, at = [], 0
-        for place in places:
-            found.append(memory[at : at + place.nbytes])
-            await file.co_preadv(place.offset, IoVector([found[-1]], place.nbytes))
-            at += place.nbytes
-        return found
 
     def _must_be_small(self) -> None:
         size = self._image.geometry.cluster_size
@@ -126,9 +132,24 @@ class CompressedReader:
         """What is kept here is never dirty."""
 
 
-def _decompress_all(kind: CompressionType, packed: list[memoryview], iovs: list[IoVector]) -> None:
-    straight = [(data, iov.views[0]) for data, iov in zip(packed, iovs, strict=True) if len(iov.views) == 1]
-    decompress_clusters(kind, straight)
-    for data, iov in zip(packed, iovs, strict=True):
-        if len(iov.views) > 1:
-            iov.copy_from(decompress_cluster(kind, data, iov.nbytes))
+def _stretches(places: Iterable[CompressedCluster]) -> list[_Stretch]:
+    """What must be read of the file for *places*: those written together lie side by side, and share sectors."""
+    stretches: list[_Stretch] = []
+    start, end = 0, -_NEAR
+    inside: list[tuple[int, int, int]] = []
+    for offset, nbytes, index in sorted((at.offset, at.nbytes, index) for index, at in enumerate(places)):
+        if offset >= end + _NEAR:
+            if inside:
+                stretches.append(_Stretch(start, end - start, inside))
+            start, end, inside = offset, offset, []
+        inside.append((offset - start, nbytes, index))
+        end = max(end, offset + nbytes)
+    stretches.append(_Stretch(start, end - start, inside))
+    return stretches
+
+
+def _decompress_all(kind: CompressionType, jobs: list[tuple[memoryview, IoVector | memoryview]]) -> None:
+    decompress_clusters(kind, [(data, out) for data, out in jobs if isinstance(out, memoryview)])
+    for data, out in jobs:
+        if isinstance(out, IoVector):
+            out.copy_from(decompress_cluster(kind, data, out.nbytes))

@@ -230,10 +230,10 @@ class Qcow2Driver(Qcow2Lifecycle):
         """Decompress the cluster that *extent* stands for."""
         await self._signalling(self._compressed.read(offset, iov, extent.host_offset))
 
-    async def co_read_packed(self, pieces: Sequence[tuple[int, IoVector, Extent]]) -> None:
+    async def co_read_packed(self, rows: Sequence[tuple[int, IoVector, Extents]]) -> None:
         """As ``co_read_compressed``: fetched together where they lie together, decompressed by one job in a thread."""
         await self._signalling(
-            self._compressed.read_several([(offset, iov, extent.host_offset) for offset, iov, extent in pieces])
+            self._compressed.read_rows([(offset, iov, row.lengths, row.host_offsets) for offset, iov, row in rows])
         )
 
     async def co_read_encrypted(self, offset: int, iov: IoVector, extent: Extent) -> None:

@@ -216,6 +216,10 @@ class StandardEntries(Entries):
         step = self._step
         while at < stop:
             entry = table[at] & _SAME
+            if entry & COMPRESSED and not self.geometry.data_file:
+                yield _COMPRESSED, 1, table[at] & ~(COPIED | COMPRESSED)
+                at += 1
+                continue
             if not entry or entry & odd:
                 try:
                     kind, reach, host = self.run(table, at, stop)

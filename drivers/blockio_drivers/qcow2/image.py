@@ -34,7 +34,7 @@ from blockio_drivers.qcow2.header_update import plan_header
 from blockio_drivers.qcow2.tables import Geometry
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable
+    from collections.abc import Awaitable, Iterable
 
     from blockio.driver.base import FormatDriver
     from blockio.driver.child import Child
@@ -54,8 +54,8 @@ _REFCOUNTS_END: Final = 100
 """Behind the refcount order, the last of the fields that say how to count."""
 
 
-async def finish(work: Coroutine[Any, Any, None]) -> None:
-    """Run *work* to its end even when we are cancelled; the cancellation goes on afterwards."""
+async def finish(work: Awaitable[None]) -> None:
+    """Run *work*, or wait for it, to its end even when we are cancelled; the cancellation goes on afterwards."""
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
