@@ -266,6 +266,11 @@ class _Opening(AbstractAsyncContextManager["BlockBackend"]):
 
         return await BlockBackend.new_open(**self._arguments)
 
+    if not TYPE_CHECKING:  # type checkers find such a mistake themselves
+
+        def __getattr__(self, name):
+            raise AttributeError(f"no {name!r} before anything is open: await blockio.open(…), or async with it")
+
     async def __aenter__(self) -> BlockBackend:
         if self._blk is not None:
             raise RuntimeError("one blockio.open() opens once; call it again")

@@ -52,6 +52,8 @@ async def test_open_is_awaitable_and_a_context_manager() -> None:
         with pytest.raises(blockio.OptionError, match="Unknown driver 'nope'"):
             await blockio.open("x", format="nope")
         opening = blockio.open(options=disk.options())
+        with pytest.raises(AttributeError, match=r"no 'co_preadv' before anything is open: await blockio\.open"):
+            opening.co_preadv  # type: ignore[attr-defined]  # noqa: B018  # somebody forgot to wait
         async with opening:
             with pytest.raises(RuntimeError, match="opens once"):
                 await opening.__aenter__()

@@ -24,6 +24,7 @@ from blockio.errors import BlockError, ImageLocked, OptionError, UnsupportedFeat
 from blockio.img.journal import line_of, lines_in
 from blockio.testing.cancel import cancel_at_every_await
 from blockio.testing.driver import MemoryDisk
+from tests.support.full_disk import enlarge, small_file_system
 from tests.support.interrupting import CHUNK, interrupting
 from tests.support.qemu import assert_clean, pattern, qemu_img
 
@@ -335,6 +336,23 @@ async def test_what_fails_on_the_way_can_be_gone_on_with(
     await convert(folder)
     await same_content(folder, "qcow2")
     assert names_in(folder) == ["new", "source.raw"]
+
+
+@pytest.mark.parametrize("format", ["raw", "qcow2"])
+async def test_a_full_disk_is_gone_on_with_when_there_is_room(format: str, folder: Path) -> None:
+    source = img.Image(filename=str(folder / "source.raw"), format="raw")
+    with small_file_system(folder, 7 * CHUNK) as small, interrupting(lambda: None, after=99) as steps:
+        with pytest.raises(BlockError) as caught:
+            await convert(small, format, source=source, limit=steps)
+        assert caught.value.errno == errno.ENOSPC
+        assert "new" not in names_in(small)
+        with pytest.raises(BlockError):  # nobody made room, and nothing is lost by trying
+            await convert(small, format, source=source)
+        enlarge(small, 8 << 20)
+        result = await convert(small, format, source=source)
+        assert CHUNK <= result.resumed < SIZE
+        assert names_in(small) == ["new"]
+        assert (await img.compare(source, img.Image(filename=str(small / "new"), format=format))).identical
 
 
 async def test_cancelled_at_any_await_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["small_file_system"]
+__all__ = ["enlarge", "small_file_system"]
 
 
 @contextmanager
@@ -26,3 +26,8 @@ def small_file_system(where: Path, nbytes: int) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", folder], check=True)
+
+
+def enlarge(folder: Path, nbytes: int) -> None:
+    """Let the ``small_file_system`` at *folder* take *nbytes*: somebody made room."""
+    subprocess.run(["mount", "-o", f"remount,size={nbytes}", folder], check=True)
