@@ -14,8 +14,9 @@ The arithmetic around AES is done with long integers (``by_numbers``) until nump
 from __future__ import annotations
 
 import hashlib
+import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -46,9 +47,7 @@ def make_iv_generator(name: str, key: bytes, iv_hash: str | None = None) -> IvGe
     if name == "plain64":
         return _plain64
     if name == "plain":
-        return lambda first, count: b"".join(
-            [(sector & 0xFFFFFFFF).to_bytes(BLOCK, "little") for sector in range(first, first + count)]
-        )
+        return lambda first, count: _numbered([sector & 0xFFFFFFFF for sector in range(first, first + count)])
     if name != "essiv":
         raise UnsupportedFeature(f"IV generator '{name}' not supported")
     digest = hashlib.new(iv_hash or "sha256", key).digest()
@@ -59,7 +58,12 @@ def make_iv_generator(name: str, key: bytes, iv_hash: str | None = None) -> IvGe
 
 
 def _plain64(first: int, count: int) -> bytes:
-    return b"".join([sector.to_bytes(BLOCK, "little") for sector in range(first, first + count)])
+    return _numbered(range(first, first + count))
+
+
+def _numbered(numbers: Sequence[int]) -> bytes:
+    """Each of *numbers* in a block of its own."""
+    return struct.pack("<" + "Q8x" * len(numbers), *numbers)
 
 
 class SectorCipher:
