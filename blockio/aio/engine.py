@@ -12,6 +12,9 @@ Users name the slow step with ``aio=threads|io_uring|native``. Unnamed, it is io
 silently threads elsewhere (seccomp in containers, old kernels): a hand-over to a thread and back costs 50 to 100
 microseconds and a switch of the interpreter lock, a batch through the ring some 8 microseconds a request.
 ``native`` (Linux AIO) is served by io_uring under the rule QEMU has for it: only with ``cache.direct=on``.
+
+Which one it is is decided, and loaded, by the first request that the page cache cannot serve: who looks at a small
+image's metadata and ends needs neither.
 """
 
 from __future__ import annotations
@@ -24,13 +27,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, TypeVar, TypeVarTuple
 
 from blockio.aio.context import AioContext
-from blockio.aio.flight import Start, no_flight
+from blockio.aio.flight import ASYNC_TRANSFER, Start, no_flight
 from blockio.aio.threads import WorkerPool
-from blockio.aio.uring import ASYNC_TRANSFER, Uring
 from blockio.errors import BlockError, OptionError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+    from blockio.aio.uring import Uring
 
 __all__ = ["IOV_MAX", "AioMode", "FileEngine", "choose_engine"]
 
@@ -66,6 +70,12 @@ def _never(_offset: int, _bufs: Sequence[Buffer], _nbytes: int) -> bool:
     return False
 
 
+def _kernel_is_busy(context: AioContext) -> bool:
+    from blockio.aio.uring import Uring  # whoever moves as much is about to need it anyway
+
+    return Uring.busy(context)
+
+
 def _inline(
     call: Callable[[int, Sequence[Buffer], int, int], int], fd: int, context: AioContext
 ) -> tuple[Try, Callable[[], None]]:
@@ -79,7 +89,7 @@ def _inline(
 
     def attempt(offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool:
         nonlocal possible
-        if not possible or (nbytes >= ASYNC_TRANSFER and Uring.busy(context)):
+        if not possible or (nbytes >= ASYNC_TRANSFER and _kernel_is_busy(context)):
             return False
         try:
             # A short transfer means that the rest is not cached, or not there: the slow lane does all of it again.
@@ -101,8 +111,8 @@ def _inline(
 class FileEngine:
     """The engine of one descriptor in one context. The descriptor stays its owner's.
 
-    Invariant: ``_slow`` and ``_pool`` are shares of ``context`` that ``detach`` gives back; both are None until
-    first needed, and again while detached. The ``try_`` functions answer False while detached, so that a reused
+    Invariant: ``_ring`` and ``_pool`` are shares of ``context`` that ``detach`` gives back, and ``_slow`` is one of
+    them; all are None until first needed, and again while detached. The ``try_`` functions answer False while detached, so that a reused
     descriptor number is never touched.
     """
 
@@ -124,6 +134,7 @@ class FileEngine:
         self.direct = direct
         self.max_batch = max_batch
         self._slow: _Slow | None = None
+        self._ring: Uring | None = None
         self._pool: WorkerPool | None = None
         self._plugs = 0
         self._buffers: list[memoryview] = []
@@ -156,16 +167,17 @@ class FileEngine:
         self.try_preadv = self.try_pwritev = _never
         self.start_preadv = self.start_pwritev = no_flight
         slow, self._slow = self._slow, None
-        if isinstance(slow, Uring):
+        ring, self._ring = self._ring, None
+        if ring is not None:
             for memory in self._buffers:
-                slow.unregister_buf(memory)
+                ring.unregister_buf(memory)
         pool, self._pool = self._pool, None
         while self._plugs:
             self._plugs -= 1
             if slow is not None:
                 slow.unplug()
-        if isinstance(slow, Uring):
-            self.context.unshare(Uring)
+        if ring is not None:
+            self.context.unshare(type(ring))
         if pool is not None:
             self.context.unshare(WorkerPool)
 
@@ -185,11 +197,11 @@ class FileEngine:
             self._slow = self._choose()
             for _ in range(self._plugs):
                 self._slow.plug()
-            if isinstance(self._slow, Uring):
+            if self._ring is not None:
                 for memory in self._buffers:
-                    self._slow.register_buf(memory)
+                    self._ring.register_buf(memory)
                 starter = partial(
-                    self._slow.starter,
+                    self._ring.starter,
                     self.fd,
                     direct=self.direct,
                     alignment=self._alignment,
@@ -202,8 +214,10 @@ class FileEngine:
     def _choose(self) -> _Slow:
         if self.aio == "threads":
             return self._workers()
+        from blockio.aio.uring import Uring  # with what it needs 4 ms, and the page cache may have had it all
+
         try:
-            return Uring.acquire(self.context)
+            self._ring = Uring.acquire(self.context)
         except OSError as error:
             if self.aio is None:
                 return self._workers()
@@ -211,6 +225,7 @@ class FileEngine:
             if self.aio == "io_uring":
                 what = "io_uring: failed to init linux io_uring ring"
             raise BlockError(f"Unable to use {what}: {error.strerror}", error.errno) from error
+        return self._ring
 
     def _workers(self) -> WorkerPool:
         if self._pool is None:
@@ -229,9 +244,9 @@ class FileEngine:
         total = 0
         for view in views:
             total += view.nbytes
-        slow = self._slow or self._step()
-        if slow is self._pool and total <= INLINE_MAX and self.try_preadv(offset, views, total):
+        if self._ring is None and total <= INLINE_MAX and self.try_preadv(offset, views, total):
             return total
+        slow = self._slow or self._step()
         done = 0
         try:
             while done < total:
@@ -330,9 +345,9 @@ class FileEngine:
         False where there is no ring or it cannot: then it changes nothing. Follows the engine into other contexts.
         Pair with ``unregister_buf``; may be registered more than once.
         """
-        step = self._step()
+        self._step()
         self._buffers.append(memory)
-        return step.register_buf(memory) if isinstance(step, Uring) else False
+        return self._ring is not None and self._ring.register_buf(memory)
 
     def unregister_buf(self, memory: memoryview) -> None:
         """Undo one ``register_buf`` of that very object. ValueError where it was not registered."""
@@ -340,8 +355,8 @@ class FileEngine:
         if at is None:
             raise ValueError("this memory was never registered, or is no longer")
         del self._buffers[at]
-        if isinstance(self._slow, Uring):
-            self._slow.unregister_buf(memory)
+        if self._ring is not None:
+            self._ring.unregister_buf(memory)
 
 
 def _advanced(views: list[memoryview], nbytes: int) -> list[memoryview]:

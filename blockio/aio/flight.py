@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["Flight", "Leg", "Start", "no_flight"]
+__all__ = ["ASYNC_TRANSFER", "Flight", "Leg", "Start", "no_flight"]
+
+ASYNC_TRANSFER: Final = 256 << 10
+"""From this many bytes on a copy out of the page cache is worth a kernel worker's time instead of the loop's."""
 
 
 class Flight(ABC):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
 from blockio.aio import syscalls
-from blockio.aio.flight import Flight
+from blockio.aio.flight import ASYNC_TRANSFER, Flight
 from blockio.aio.merging import MAX_MERGED, MAX_PARTS, follows, shares, vector_of
 from blockio.aio.registered import RegisteredBuffers, checked, sys_register
 from blockio.errors import BlockError
@@ -44,9 +44,6 @@ INLINE_RUN: Final = 16
 
 MAX_TRANSFER: Final = 0x7FFFF000
 """The most one Linux read or write moves, in bytes."""
-
-ASYNC_TRANSFER: Final = 256 << 10
-"""From this many bytes on a copy out of the page cache is worth a kernel worker's time instead of the loop's."""
 
 _NR_SETUP: Final = 425
 _NR_ENTER: Final = 426

@@ -15,6 +15,7 @@ import pytest
 from blockio.aio import syscalls, threads, uring
 from blockio.aio.context import AioContext, IOThread
 from blockio.aio.engine import FileEngine, choose_engine
+from blockio.aio.flight import ASYNC_TRANSFER
 from blockio.aio.threads import WorkerPool, in_worker
 from blockio.aio.uring import Uring
 from blockio.buffers import aligned_buffer
@@ -252,11 +253,22 @@ async def test_no_inline_step_under_direct_io(path: Path) -> None:
 async def test_threads_look_into_the_page_cache_first(path: Path) -> None:
     with engine_on(path, "threads") as engine:
         os.pread(engine.fd, 4096, 0)
-        before = engine._pool
         assert await engine.preadv(0, [memoryview(bytearray(512))]) == 512
-        assert before is None
+        assert engine._pool is None
+        assert engine.name == "threads"
+        assert await engine.preadv(0, [memoryview(bytearray(512))]) == 512
         assert engine._pool is not None
         assert engine._pool._threads == []  # no worker was needed
+
+
+async def test_what_the_page_cache_serves_decides_nothing(path: Path) -> None:
+    with engine_on(path) as engine:
+        length = os.fstat(engine.fd).st_size
+        os.pread(engine.fd, length, 0)
+        assert await engine.preadv(0, [memoryview(bytearray(512))]) == 512
+        assert engine._slow is None
+        assert await engine.preadv(length - 10, [memoryview(bytearray(512))]) == 10  # what is missing is not cached
+        assert engine._slow is not None
 
 
 # -- short transfers and errors
@@ -606,7 +618,7 @@ async def test_the_first_goes_alone_and_the_turns_others_together(path: Path, mo
 async def test_a_large_transfer_waits_for_nobody_and_nobody_copies_as_much_in_place_meanwhile(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nbytes = uring.ASYNC_TRANSFER
+    nbytes = ASYNC_TRANSFER
     os.truncate(path, 2 * nbytes)
     with ring_on(path, monkeypatch) as (engine, ring, enter):
         os.pread(engine.fd, 2 * nbytes, 0)
