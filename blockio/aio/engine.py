@@ -112,8 +112,8 @@ class FileEngine:
     """The engine of one descriptor in one context. The descriptor stays its owner's.
 
     Invariant: ``_ring`` and ``_pool`` are shares of ``context`` that ``detach`` gives back, and ``_slow`` is one of
-    them; all are None until first needed, and again while detached. The ``try_`` functions answer False while detached, so that a reused
-    descriptor number is never touched.
+    them; all are None until first needed, and again while detached. The ``try_`` functions answer False while detached,
+    so that a reused descriptor number is never touched.
     """
 
     def __init__(

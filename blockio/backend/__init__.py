@@ -1,4 +1,12 @@
-"""BlockBackend: the reference document, one system a file. Import it from ``blockio``."""
+"""BlockBackend: the reference document, one system a file. Import it from ``blockio``.
+
+Names that a backend itself stands on are here at once, the others are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from blockio.backend.aio import AioRequest
 from blockio.backend.backend import BlockBackend
@@ -16,12 +24,20 @@ from blockio.backend.events import (
     all_events,
     listen_to_all,
 )
-from blockio.backend.handover import activate_all, inactivate_all
 from blockio.backend.iostatus import IoStatus
-from blockio.backend.iteration import BdrvNextIterator, first_blk, has_blk, is_root_node, top_nodes
 from blockio.backend.names import DriveInfo, all_backends, by_name, named_backends
 from blockio.backend.root_state import RootState
 from blockio.backend.run_state import MachineState, RunState, default_run_state
+
+if TYPE_CHECKING:
+    from blockio.backend.handover import activate_all, inactivate_all
+    from blockio.backend.iteration import BdrvNextIterator, first_blk, has_blk, is_root_node, top_nodes
+
+_HOME = {
+    "blockio.backend.handover": ("activate_all", "inactivate_all"),
+    "blockio.backend.iteration": ("BdrvNextIterator", "first_blk", "has_blk", "is_root_node", "top_nodes"),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "AioRequest",
@@ -57,3 +73,12 @@ __all__ = [
     "named_backends",
     "top_nodes",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module 'blockio.backend' has no attribute {name!r}")
+    value = getattr(import_module(module), name)
+    globals()[name] = value
+    return value

@@ -19,13 +19,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from blockio.backend.averages import TimedAverage
-from blockio.backend.histogram import LatencyHistogram
 from blockio.errors import OutOfRange
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from blockio.backend.histogram import LatencyHistogram
     from blockio.backend.statistics import Statistics
 
 __all__ = [
@@ -140,6 +139,8 @@ class _Interval:
 
     def __init__(self, seconds: int, clock: Callable[[], int]) -> None:
         self.seconds = seconds
+        from blockio.backend.averages import TimedAverage  # few are asked for any
+
         kinds: tuple[Kind, ...] = ("read", "write", "flush", "unmap")
         self.averages = {kind: TimedAverage(seconds * 1_000_000_000, clock) for kind in kinds}
 
@@ -207,6 +208,8 @@ class Accounting:
 
         Begins to take time. ValueError, and nothing changed, for boundaries that are not ascending.
         """
+        from blockio.backend.histogram import LatencyHistogram  # few are asked for one
+
         chosen = [self.counters(kind) for kind in kinds or ("read", "write", "flush", "unmap")]
         made = [None if boundaries is None else LatencyHistogram(boundaries) for _ in chosen]
         for counters, histogram in zip(chosen, made, strict=True):

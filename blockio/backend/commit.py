@@ -1,7 +1,7 @@
-"""Committing an overlay into its backing file, and emptying a layer.
+"""Committing an overlay into its backing file.
 
-Stands on the system *truncate-empty-commit* of the reference document (``truncate`` itself is in ``requests.py``), and
-on QEMU's bdrv_commit: the offline commit of ``qemu-img commit`` and the monitor's ``commit``, during which nothing else
+Stands on the system *truncate-empty-commit* of the reference document (the other two are in ``requests.py``), and on
+QEMU's bdrv_commit: the offline commit of ``qemu-img commit`` and the monitor's ``commit``, during which nothing else
 happens to the disk.
 """
 
@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Final
 
 from blockio.backend.names import all_backends
 from blockio.backend.operation import Operation
-from blockio.backend.requests import Requests
 from blockio.buffers import IoVector, aligned_buffer
 from blockio.driver.base import BlockDriver, DriverKind
-from blockio.errors import NoMedium, ReadOnly, UnsupportedFeature
+from blockio.errors import NoMedium, UnsupportedFeature
 from blockio.graph.blockers import OpType, op_blocker
 from blockio.graph.drain import drained
 from blockio.graph.mutate import attach_child, detach_child
@@ -29,34 +28,15 @@ from blockio.types import Perm, RequestFlags, Role, StatusFlags
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from blockio.backend.backend import BlockBackend
     from blockio.graph.edge import Edge
 
-__all__ = ["Commit", "commit", "commit_all"]
+__all__ = ["commit", "commit_all"]
 
 _CHUNK: Final = 2 << 20
 _ZERO: Final = int(StatusFlags.ZERO)
 _ALLOCATED: Final = int(StatusFlags.ALLOCATED)
 _MAY_UNMAP: Final = int(RequestFlags.MAY_UNMAP)
-_WRITES: Final = Perm.WRITE | Perm.WRITE_UNCHANGED
-
-
-class Commit(Requests):
-    """``co_make_empty``; committing is a function, for it concerns nodes."""
-
-    async def co_make_empty(self) -> None:
-        """Let go of everything the root's own layer holds, so that its backing file shows. Drained meanwhile.
-
-        NoMedium ("No medium inserted"); ReadOnly; UnsupportedFeature for formats that cannot. RuntimeError inside a
-        request. Cancelled: parts of the layer are gone.
-        """
-        if self._elsewhere():
-            await self._context.run(self.co_make_empty())
-            return
-        edge = self._edge("No medium inserted")
-        if edge.read_only or not self._perm & _WRITES:
-            raise ReadOnly
-        async with drained(edge.node):
-            await make_empty(edge.node)
 
 
 async def commit_all() -> None:
@@ -70,7 +50,7 @@ async def commit_all() -> None:
             await blk.context.run(_commit_below(blk))
 
 
-async def _commit_below(blk: Commit) -> None:
+async def _commit_below(blk: BlockBackend) -> None:
     node = blk.bs
     while node is not None and node.driver_class.kind is DriverKind.FILTER:
         node = None if node.primary is None else node.primary.node

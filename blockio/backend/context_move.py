@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 from blockio.aio.context import finish
 from blockio.backend.medium import Medium
 from blockio.errors import BlockError
-from blockio.graph.move import move_graph
 
 if TYPE_CHECKING:
     from blockio.aio.context import AioContext
@@ -68,6 +67,8 @@ class ContextMove(Medium):
                 if self._context is home and self._root is None:
                     self._switch(context)
             else:
+                from blockio.graph.move import move_graph  # most backends stay where they are
+
                 await move_graph(root.node, context, root)
         finally:
             # In whatever thread it lives now: whoever parked must not stay behind.

@@ -9,7 +9,6 @@ from operator import index
 from typing import TYPE_CHECKING
 
 from blockio.backend.requests import Requests
-from blockio.io.driver_calls import ioctl
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -30,4 +29,6 @@ class Ioctl(Requests):
         return await self._enter(lambda: self._do_ioctl(number, buf))
 
     async def _do_ioctl(self, request: int, buf: Buffer | int) -> int:
+        from blockio.io.driver_calls import ioctl  # few have a device
+
         return await ioctl(self._edge().node, request, buf)

@@ -6,11 +6,13 @@ and pads what breaks them.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from blockio.backend.requests import Requests
-from blockio.io.driver_calls import probe_blocksizes, probe_geometry
-from blockio.types import INT_MAX, BlockSizes, Geometry
+from blockio.types import INT_MAX
+
+if TYPE_CHECKING:
+    from blockio.types import BlockSizes, Geometry
 
 __all__ = ["LimitsAndProbes"]
 
@@ -40,10 +42,14 @@ class LimitsAndProbes(Requests):
         """
         if self._elsewhere():
             return await self._context.run(self.co_probe_blocksizes())
+        from blockio.io.driver_calls import probe_blocksizes  # few have a device
+
         return await probe_blocksizes(self._edge().node)
 
     async def co_probe_geometry(self) -> Geometry:
         """Heads, sectors and cylinders of the device at the bottom; errors as ``co_probe_blocksizes``."""
         if self._elsewhere():
             return await self._context.run(self.co_probe_geometry())
+        from blockio.io.driver_calls import probe_geometry  # as above
+
         return await probe_geometry(self._edge().node)

@@ -15,7 +15,6 @@ from blockio.backend.events import ErrorReported, EventSource
 from blockio.backend.perms import Permissions
 from blockio.backend.run_state import Machine, MachineState, RunState
 from blockio.errors import BlockError, NoMedium, message_of
-from blockio.graph.activation import activate_node, inactivate_node
 from blockio.graph.perms import set_edge_perm
 from blockio.types import Perm
 
@@ -74,6 +73,8 @@ class Migration(Permissions, EventSource, Machine):
         node = self.bs
         if node is None:
             raise NoMedium(f"Device '{self._name}' has no medium")
+        from blockio.graph.activation import activate_node  # only a migration comes here
+
         await activate_node(node)
 
     async def inactivate_root(self) -> None:
@@ -90,6 +91,8 @@ class Migration(Permissions, EventSource, Machine):
         node = self.bs
         if node is None:
             raise NoMedium(f"Device '{self._name}' has no medium")
+        from blockio.graph.activation import inactivate_node  # as above
+
         await inactivate_node(node)
 
     # -- ChildParent

@@ -25,7 +25,7 @@ from blockio.backend.memory import readable_vector, writable_vector
 from blockio.backend.node_accounting import NodeAccounting
 from blockio.backend.parking import Moved
 from blockio.errors import OutOfRange, ReadOnly
-from blockio.throttle.buckets import Direction
+from blockio.graph.drain import drained
 from blockio.types import INT_MAX, Perm, PreallocMode, RequestFlags, StatusFlags
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from blockio.backend.parking import Place
     from blockio.buffers import BufferLike, IoVector
     from blockio.graph.edge import Edge
+    from blockio.throttle.groups import ThrottleMember
     from blockio.types import BlockInfo, BlockLimits, BlockStatus
 
 __all__ = ["Requests"]
@@ -172,7 +173,7 @@ class Requests(NodeAccounting):
     async def _do_preadv(self, offset: int, vector: IoVector, flags: RequestFlags | int) -> None:
         edge = self._check_byte_request(offset, vector.nbytes)
         if self._throttled is not None:
-            await self._throttled.intercept(Direction.READ, vector.nbytes)
+            await _may_go(self._throttled, vector.nbytes, writes=False)
         await edge.co_preadv(offset, vector, flags)
 
     # -- writes
@@ -210,7 +211,7 @@ class Requests(NodeAccounting):
     async def _do_pwritev(self, offset: int, vector: IoVector, flags: RequestFlags | int) -> None:
         edge = self._check_write(offset, vector.nbytes, flags)
         if self._throttled is not None:
-            await self._throttled.intercept(Direction.WRITE, vector.nbytes)
+            await _may_go(self._throttled, vector.nbytes, writes=True)
         if not self._enable_write_cache:
             flags = flags | _FUA
         await edge.co_pwritev(offset, vector, flags)
@@ -227,7 +228,7 @@ class Requests(NodeAccounting):
     async def _do_pwrite_zeroes(self, offset: int, nbytes: int, flags: RequestFlags | int) -> None:
         edge = self._check_write(offset, nbytes, flags)
         if self._throttled is not None:
-            await self._throttled.intercept(Direction.WRITE, nbytes)
+            await _may_go(self._throttled, nbytes, writes=True)
         if not self._enable_write_cache:
             flags = flags | _FUA
         await edge.co_pwrite_zeroes(offset, nbytes, flags)
@@ -299,6 +300,23 @@ class Requests(NodeAccounting):
             raise ValueError(f"a disk cannot be {length} bytes long")
         edge = self._edge("No medium inserted")
         await edge.co_truncate(length, exact=exact, prealloc=prealloc, flags=flags)
+
+    async def co_make_empty(self) -> None:
+        """Let go of everything the root's own layer holds, so that its backing file shows. Drained meanwhile.
+
+        NoMedium ("No medium inserted"); ReadOnly; UnsupportedFeature for formats that cannot. RuntimeError inside a
+        request. Cancelled: parts of the layer are gone.
+        """
+        from blockio.io.driver_calls import make_empty  # few processes empty a layer
+
+        if self._elsewhere():
+            await self._context.run(self.co_make_empty())
+            return
+        edge = self._edge("No medium inserted")
+        if edge.read_only or not self._perm & (Perm.WRITE | Perm.WRITE_UNCHANGED):
+            raise ReadOnly
+        async with drained(edge.node):
+            await make_empty(edge.node)
 
     # -- facts
 
@@ -387,6 +405,13 @@ class Requests(NodeAccounting):
         if not int(self._perm) & (_WRITES_UNCHANGED if flags & _WRITE_UNCHANGED else _WRITES):
             raise ReadOnly(f"{self._describe()} was opened without the permission to write")
         return edge
+
+
+async def _may_go(member: ThrottleMember, nbytes: int, *, writes: bool) -> None:
+    """Wait until the limits of *member*'s group allow as much."""
+    from blockio.throttle.buckets import Direction  # few backends are in a group
+
+    await member.intercept(Direction.WRITE if writes else Direction.READ, nbytes)
 
 
 async def _give_a_turn(counters: Counters) -> None:

@@ -11,12 +11,11 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from blockio.backend.requests import Requests
-from blockio.driver.snapshots import SnapshotInfo
 from blockio.errors import ReadOnly
-from blockio.io import snapshots
 from blockio.types import Perm
 
 if TYPE_CHECKING:
+    from blockio.driver.snapshots import SnapshotInfo
     from blockio.graph.node import BlockNode
 
 __all__ = ["Snapshots"]
@@ -42,7 +41,9 @@ class Snapshots(Requests):
 
     async def co_snapshot_list(self) -> tuple[SnapshotInfo, ...]:
         """The snapshots in the root's own image, in its order."""
-        return await self._on_root(snapshots.snapshot_list, writes=False)
+        from blockio.io.snapshots import snapshot_list  # few processes ask, here as below
+
+        return await self._on_root(snapshot_list, writes=False)
 
     async def co_snapshot_create(
         self,
@@ -59,6 +60,9 @@ class Snapshots(Requests):
         the time in nanoseconds since 1970. BlockError EINVAL where the image's refcounts are too narrow for one
         more, EFBIG for too many snapshots.
         """
+        from blockio.driver.snapshots import SnapshotInfo
+        from blockio.io.snapshots import snapshot_create
+
         seconds, nanoseconds = divmod(now(), 10**9)
         wanted = SnapshotInfo(
             name=name,
@@ -68,23 +72,31 @@ class Snapshots(Requests):
             vm_clock_nsec=vm_clock_nsec,
             icount=icount,
         )
-        return await self._on_root(lambda node: snapshots.snapshot_create(node, wanted), writes=True)
+        return await self._on_root(lambda node: snapshot_create(node, wanted), writes=True)
 
     async def co_snapshot_goto(self, name: str) -> None:
         """Make the disk (and its length) what the snapshot with that id, or else of that name, kept.
 
         The snapshot stays; what the disk was is lost unless it was kept too. BlockError ENOENT where there is none.
         """
-        await self._on_root(lambda node: snapshots.snapshot_goto(node, name), writes=True)
+        from blockio.io.snapshots import snapshot_goto
+
+        await self._on_root(lambda node: snapshot_goto(node, name), writes=True)
 
     async def co_snapshot_delete(self, id: str | None = None, name: str | None = None) -> None:
         """Let go of the first snapshot with that *id* and *name*; one may be None. BlockError ENOENT."""
-        await self._on_root(lambda node: snapshots.snapshot_delete(node, id, name), writes=True)
+        from blockio.io.snapshots import snapshot_delete
+
+        await self._on_root(lambda node: snapshot_delete(node, id, name), writes=True)
 
     async def co_snapshot_rename(self, id: str | None, name: str | None, new_name: str) -> None:
         """Call the first snapshot with that *id* and *name* *new_name*. BlockError ENOENT."""
-        await self._on_root(lambda node: snapshots.snapshot_rename(node, id, name, new_name), writes=True)
+        from blockio.io.snapshots import snapshot_rename
+
+        await self._on_root(lambda node: snapshot_rename(node, id, name, new_name), writes=True)
 
     async def co_snapshot_load(self, id: str | None = None, name: str | None = None) -> None:
         """Let the disk, opened read-only, read as that snapshot until it is closed. BlockError ENOENT."""
-        await self._on_root(lambda node: snapshots.snapshot_load(node, id, name), writes=False)
+        from blockio.io.snapshots import snapshot_load
+
+        await self._on_root(lambda node: snapshot_load(node, id, name), writes=False)

@@ -15,7 +15,6 @@ from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from blockio.backend.blockers import OpBlockers
-from blockio.backend.commit import Commit
 from blockio.backend.copy_range import CopyRange
 from blockio.backend.ioctl import Ioctl
 from blockio.backend.limits import LimitsAndProbes
@@ -24,7 +23,7 @@ from blockio.backend.plug import Plug
 from blockio.backend.snapshots import Snapshots
 from blockio.backend.vmstate import VmState
 from blockio.errors import OutOfRange
-from blockio.types import INT_MAX, BlockSizes, Geometry, PreallocMode
+from blockio.types import INT_MAX, PreallocMode
 
 if TYPE_CHECKING:
     from anyio.lowlevel import EventLoopToken
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
     from blockio.aio.context import AioContext
     from blockio.buffers import BufferLike
-    from blockio.types import RequestFlags
+    from blockio.types import BlockSizes, Geometry, RequestFlags
 
 __all__ = ["SyncForms", "run_sync"]
 
@@ -87,7 +86,7 @@ def run_sync(context: AioContext, make: Callable[[], Coroutine[Any, Any, _T]]) -
         raise
 
 
-class SyncForms(Ioctl, VmState, Snapshots, Commit, CopyRange, LimitsAndProbes, OpBlockers, Plug):
+class SyncForms(Ioctl, VmState, Snapshots, CopyRange, LimitsAndProbes, OpBlockers, Plug):
     """The plain form of every request. RuntimeError in the thread of the backend's own loop."""
 
     def pread(self, offset: int, nbytes: int) -> bytes:

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from blockio.throttle.groups import ThrottleGroup, ThrottleMember, group_named
-
 if TYPE_CHECKING:
     from blockio.backend.drain import Drain
     from blockio.throttle.buckets import ThrottleConfig
+    from blockio.throttle.groups import ThrottleGroup
 
 __all__ = ["BackendThrottle"]
 
@@ -98,6 +97,8 @@ class BackendThrottle:
                 self._join(group)
 
     def _join(self, group: ThrottleGroup) -> None:
+        from blockio.throttle.groups import ThrottleMember  # few backends are in a group
+
         member = ThrottleMember(self._blk.context)
         if self._blk.quiesced:
             member.limits_off()
@@ -117,6 +118,8 @@ class BackendThrottle:
 
 
 def _group(group: ThrottleGroup | str) -> ThrottleGroup:
+    from blockio.throttle.groups import ThrottleGroup, group_named  # as above
+
     if isinstance(group, str):
         return group_named(group)
     if not isinstance(group, ThrottleGroup):

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from blockio.backend.memory import readable_vector, writable_vector
 from blockio.backend.requests import Requests
-from blockio.io.driver_calls import load_vmstate, save_vmstate
 
 if TYPE_CHECKING:
     from blockio.buffers import BufferLike
@@ -29,6 +28,8 @@ class VmState(Requests):
         """
         if self._elsewhere():
             return await self._context.run(self.co_save_vmstate(iov, pos))
+        from blockio.io.driver_calls import save_vmstate  # few keep a machine's state
+
         vector, at = readable_vector(iov), _position(pos)
         node = self._edge().node
         await save_vmstate(node, vector, at)
@@ -40,6 +41,8 @@ class VmState(Requests):
         """Fill *iov* from byte *pos* of that area; returns how many bytes that is. Errors as ``co_save_vmstate``."""
         if self._elsewhere():
             return await self._context.run(self.co_load_vmstate(iov, pos))
+        from blockio.io.driver_calls import load_vmstate  # as above
+
         vector, at = writable_vector(iov), _position(pos)
         await load_vmstate(self._edge().node, vector, at)
         return vector.nbytes

@@ -23,7 +23,6 @@ from typing import Annotated, Any, Final, TypeAlias, Union, get_args, get_origin
 
 import msgspec
 
-from blockio.driver.qemu_json import JsonError, read_json
 from blockio.errors import OptionError
 
 __all__ = [
@@ -96,6 +95,8 @@ def parse_json_name(name: str) -> OptionDict:
     text = name.removeprefix("json:")
     if len(text) > MAX_SPEC_BYTES:
         raise OptionError(f"Could not parse the JSON options: more than {MAX_SPEC_BYTES} bytes")
+    from blockio.driver.qemu_json import JsonError, read_json  # few options are written so
+
     try:
         value = read_json(text)
     except JsonError as error:
