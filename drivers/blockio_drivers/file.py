@@ -31,7 +31,6 @@ from blockio.types import (
     StatusFlags,
 )
 from blockio_drivers.posix import direct
-from blockio_drivers.posix.creating import create_file, overwrite_device
 from blockio_drivers.posix.locks import LockBytes
 from blockio_drivers.posix.opening import (
     OpenFile,
@@ -141,6 +140,8 @@ class FileDriver(ProtocolDriver):
     @classmethod
     async def co_create_file(cls, filename: str, options: Any) -> None:
         """An empty file of ``size`` bytes; one that is there is emptied, unless somebody uses it (ImageLocked)."""
+        from blockio_drivers.posix.creating import create_file  # most processes create nothing, here as below
+
         await create_file(
             filename,
             options.size,
@@ -507,6 +508,8 @@ class HostDeviceDriver(FileDriver):
         """A device cannot be made, but its first block is cleared, so that no old format is found there."""
         if options.preallocation is not PreallocMode.OFF:
             raise UnsupportedFeature(f"Unsupported preallocation mode: {options.preallocation}")
+        from blockio_drivers.posix.creating import overwrite_device
+
         await overwrite_device(filename, options.size)
 
     @classmethod

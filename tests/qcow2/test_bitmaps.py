@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 import blockio
 from blockio.driver.base import CheckFix
@@ -358,7 +359,7 @@ async def test_the_directory_is_not_written_over() -> None:
 
 
 def entry(**changes: Any) -> DirectoryEntry:
-    return DirectoryEntry("b0", 16, 2, 0x50000, 1)._replace(**changes)
+    return replace(DirectoryEntry("b0", 16, 2, 0x50000, 1), **changes)
 
 
 def raw_entry(kind: int, flags: int, extra: int) -> bytes:
@@ -538,7 +539,7 @@ async def test_no_more_than_65535() -> None:
     async with open_disk(child) as disk:
         driver = disk.driver
         one = DirectoryEntry("", 16, 3, 0x50000, 1)
-        driver._bitmaps.entries = [one._replace(name=str(number)) for number in range(65535)]
+        driver._bitmaps.entries = [replace(one, name=str(number)) for number in range(65535)]
         with pytest.raises(BlockError, match="Maximum number of persistent bitmaps is already reached"):
             await driver.co_can_store_new_dirty_bitmap("one more", 65536)
         driver._bitmaps.entries = driver._bitmaps.entries[:-1]

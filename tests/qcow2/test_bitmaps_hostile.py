@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from blockio.errors import BlockError, LimitExceeded
 from blockio.testing.memory import MemoryChild, MemoryHost, MemoryOpener
@@ -117,7 +118,7 @@ async def test_tables_that_are_something_else(where: str) -> None:
         "directory": int(found.directory_offset),
         "itself": entries[1].table_offset,
     }[where]
-    child.data[area] = encode_directory([entries[0]._replace(table_offset=target, flags=3), entries[1]])
+    child.data[area] = encode_directory([replace(entries[0], table_offset=target, flags=3), entries[1]])
     tables = {
         "header": bytes(child.data[0:72]),
         "l1": bytes(child.data[header.l1_table_offset : header.l1_table_offset + 8]),

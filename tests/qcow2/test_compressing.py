@@ -13,8 +13,9 @@ from blockio.buffers import IoVector
 from blockio.errors import BlockError, OptionError, UnsupportedFeature
 from blockio.img.opening import Image
 from blockio.types import ExtentKind
-from blockio_drivers.qcow2.compress import LEVELS, compress_clusters, decompress_cluster
+from blockio_drivers.qcow2.compress import compress_clusters, decompress_cluster
 from blockio_drivers.qcow2.header import CompressionType
+from blockio_drivers.qcow2.options import LEVELS
 from tests.qcow2.engine import Disk, check_image, new_image, open_disk, qemu_reads
 from tests.support.qemu import assert_clean, qemu_img
 

@@ -11,7 +11,9 @@ import struct
 from array import array
 from collections.abc import Iterable, Sequence
 from enum import IntFlag
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 from blockio.errors import BlockError, CorruptImage
 from blockio_drivers.qcow2.tables import BITMAP_TABLE_OFFSET_MASK
@@ -54,7 +56,7 @@ class BitmapFlag(IntFlag):
     """Writes are to be recorded whenever the image is open for writing."""
 
 
-class DirectoryEntry(NamedTuple):
+class DirectoryEntry(msgspec.Struct, frozen=True):
     """One bitmap of the directory."""
 
     name: str
@@ -72,7 +74,7 @@ class DirectoryEntry(NamedTuple):
 
     def marked(self) -> DirectoryEntry:
         """The same, in use."""
-        return self._replace(flags=self.flags | BitmapFlag.IN_USE)
+        return msgspec.structs.replace(self, flags=self.flags | BitmapFlag.IN_USE)
 
 
 def data_clusters(disk_size: int, granularity_bits: int, cluster_size: int) -> int:

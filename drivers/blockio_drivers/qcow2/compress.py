@@ -18,14 +18,11 @@ if TYPE_CHECKING:
 
     from zstandard import ZstdDecompressor
 
-__all__ = ["LEVELS", "compress_clusters", "decompress_cluster", "decompress_clusters"]
+__all__ = ["compress_clusters", "decompress_cluster", "decompress_clusters"]
 
 _READ_WINDOW_BITS: Final = 15
 """Writers keep to a window of 4 KiB (12); a reader with the largest window reads all of theirs, and
 those of programs that did not."""
-
-LEVELS: Final = range(1, 10)
-"""From the fastest compression to the smallest result."""
 
 _WINDOW_BITS: Final = 12
 """QEMU's readers have a window of 4 KiB."""

@@ -41,7 +41,6 @@ from blockio_drivers.qcow2.cache import CacheStatistics
 from blockio_drivers.qcow2.header import MAGIC, Autoclear
 from blockio_drivers.qcow2.holes import data_may_be_hole
 from blockio_drivers.qcow2.image import Corruption, finish
-from blockio_drivers.qcow2.info import specific_info
 from blockio_drivers.qcow2.lifecycle import Qcow2Lifecycle
 from blockio_drivers.qcow2.options import Qcow2AmendOptions, Qcow2CreateOptions, Qcow2Options, join_options
 
@@ -151,6 +150,9 @@ class Qcow2Driver(Qcow2Lifecycle):
 
     def specific_info(self) -> dict[str, Any]:
         """``format-specific`` of ``info``."""
+        # only info asks
+        from blockio_drivers.qcow2.info import specific_info
+
         encryption = self._image.encryption
         return specific_info(
             self._image.header, self._bitmaps.info(), None if encryption is None else encryption.info()
@@ -336,7 +338,7 @@ class Qcow2Driver(Qcow2Lifecycle):
                 await self._signalling(work())
             finally:
                 self.length = self._image.length
-                self._compressed.cache.drop()  # what it knows may be freed, and used for something else
+                self._forget_decompressed()  # what it knows may be freed, and used for something else
 
     async def co_snapshot_load(self, id: str | None, name: str | None) -> None:
         """Show what a snapshot kept; the length stays the disk's, as QEMU has it. ReadOnly unless opened read-only."""

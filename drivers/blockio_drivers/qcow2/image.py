@@ -24,13 +24,11 @@ from blockio.buffers import IoVector
 from blockio.driver.debug import tell
 from blockio.errors import CorruptImage
 from blockio.types import HostOffset
-from blockio_drivers.qcow2.bitmap_header import HeaderWrite
 from blockio_drivers.qcow2.header import (
     AUTOCLEAR_FEATURES_OFFSET,
     INCOMPATIBLE_FEATURES_OFFSET,
     Incompatible,
 )
-from blockio_drivers.qcow2.header_update import plan_header
 from blockio_drivers.qcow2.tables import Geometry
 
 if TYPE_CHECKING:
@@ -39,6 +37,7 @@ if TYPE_CHECKING:
     from blockio.driver.base import FormatDriver
     from blockio.driver.child import Child
     from blockio.driver.debug import DebugEvent
+    from blockio_drivers.qcow2.bitmap_header import HeaderWrite
     from blockio_drivers.qcow2.data_file import DataFile
     from blockio_drivers.qcow2.encryption import Encryption
     from blockio_drivers.qcow2.extensions import BitmapsExtension
@@ -297,6 +296,7 @@ class Image:
 
         As ``set_tables``. The image's geometry is still the old one afterwards.
         """
+        from blockio_drivers.qcow2.bitmap_header import HeaderWrite  # few headers change by more than a field
 
         async def switch() -> None:
             await self.make_sure()
@@ -314,6 +314,7 @@ class Image:
         A write that failed may have arrived all the same. Both headers lead to whole tables, but what is written into
         those of the one in force must not be missed by the next opener: it is written again first, see ``make_sure``.
         """
+        from blockio_drivers.qcow2.bitmap_header import HeaderWrite  # as above
 
         async def switch() -> None:
             await self.make_sure()
@@ -326,7 +327,7 @@ class Image:
 
     async def _show(self, step: HeaderWrite, *, before: bytes, header: Header) -> None:
         """Write *step* over *before*, so that *header* is in force; ``make_sure`` repeats what then is, if need be."""
-        self._unsure = HeaderWrite(step.offset, before)
+        self._unsure = step._replace(data=before)
         await self.write(*step)
         self.header = header
         self._unsure = step
@@ -340,6 +341,8 @@ class Image:
         a cluster, CorruptImage for a name that is too long: then nothing has changed. After any other failure the image
         may have the one or the other when it is opened again.
         """
+        from blockio_drivers.qcow2.header_update import plan_header  # as above
+
         encoded = header.encode()
 
         async def switch() -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
@@ -22,21 +23,15 @@ from blockio_drivers.qcow2.allocation import Writer
 from blockio_drivers.qcow2.allocator import Allocator
 from blockio_drivers.qcow2.bitmaps import PersistentBitmaps
 from blockio_drivers.qcow2.cleaning import CacheCleaner
-from blockio_drivers.qcow2.compressed import CompressedReader
-from blockio_drivers.qcow2.compressing import CompressedWriter
-from blockio_drivers.qcow2.data_file import DataFile, DataFileWriter
-from blockio_drivers.qcow2.discard import Discarder
 from blockio_drivers.qcow2.header import Autoclear, CryptMethod, Header, header_area
 from blockio_drivers.qcow2.image import Corruption, Image
 from blockio_drivers.qcow2.lanes import Lanes
 from blockio_drivers.qcow2.mapping import Mapping
 from blockio_drivers.qcow2.options import Qcow2Options
 from blockio_drivers.qcow2.overlap import OverlapGuard
-from blockio_drivers.qcow2.resize import Resizer
 from blockio_drivers.qcow2.snapshots import Snapshots
 from blockio_drivers.qcow2.tables import Geometry
 from blockio_drivers.qcow2.tuning import Tuning
-from blockio_drivers.qcow2.vmstate import MachineState
 from blockio_drivers.qcow2.writeback import WriteBack
 
 if TYPE_CHECKING:
@@ -44,10 +39,17 @@ if TYPE_CHECKING:
 
     from blockio.aio.context import AioContext
     from blockio.driver.child import Child
+    from blockio_drivers.qcow2.compressed import CompressedReader
+    from blockio_drivers.qcow2.compressing import CompressedWriter
+    from blockio_drivers.qcow2.discard import Discarder
+    from blockio_drivers.qcow2.resize import Resizer
+    from blockio_drivers.qcow2.vmstate import MachineState
 
 __all__ = ["Parts", "Qcow2Lifecycle"]
 
 T = TypeVar("T")
+
+_LATER: Final = ("_discarder", "_compressed", "_compressing", "_resizer", "_state")
 
 
 class Parts(msgspec.Struct, frozen=True):
@@ -153,37 +155,14 @@ class Qcow2Lifecycle(FormatDriver):
             write_back=self._write_back.run,
         )
         self._write_back.mapping = self._mapping
-        writer = DataFileWriter if image.header.has_data_file else Writer
-        self._writer = writer(image, self._mapping, self._allocator, self._write_back)
         if image.header.has_data_file:
+            from blockio_drivers.qcow2.data_file import DataFile, DataFileWriter  # most images have none
+
+            self._writer: Writer = DataFileWriter(image, self._mapping, self._allocator, self._write_back)
             image.data_file = DataFile(image, self._writer.locks)
-        self._discarder = Discarder(
-            image,
-            self._mapping,
-            self._writer,
-            self._write_back,
-            pass_discard=options.pass_discard_request,
-        )
-        self._compressed = CompressedReader(image)
-        self._compressing = CompressedWriter(
-            image,
-            self._mapping,
-            self._allocator,
-            self._writer,
-            self._write_back,
-            self._compressed,
-            level=options.compression_level,
-        )
+        else:
+            self._writer = Writer(image, self._mapping, self._allocator, self._write_back)
         self._bitmaps = PersistentBitmaps(image, self._allocator)
-        self._resizer = Resizer(
-            image,
-            self._mapping,
-            self._allocator,
-            self._writer,
-            self._discarder,
-            self._write_back,
-            self._compressed,
-        )
         self._snapshots = Snapshots(
             image,
             self._mapping,
@@ -192,7 +171,8 @@ class Qcow2Lifecycle(FormatDriver):
             protect_tables="inactive_l2" in protected,
             pass_discard=options.pass_discard_snapshot,
         )
-        self._state = MachineState(image, self._mapping, self._writer, self._resizer, self._compressed)
+        for part in _LATER:
+            vars(self).pop(part, None)
         lanes = self._lanes = Lanes(image, self._mapping)
         if image.blind:
             return
@@ -205,16 +185,77 @@ class Qcow2Lifecycle(FormatDriver):
             start_pwritev=lanes.start_pwritev,
         )
 
+    # Parts that most processes need not: made, and their modules loaded, when they are first used.
+
+    @cached_property
+    def _discarder(self) -> Discarder:
+        from blockio_drivers.qcow2.discard import Discarder
+
+        return Discarder(
+            self._image,
+            self._mapping,
+            self._writer,
+            self._write_back,
+            pass_discard=self._options.pass_discard_request,
+        )
+
+    @cached_property
+    def _compressed(self) -> CompressedReader:
+        from blockio_drivers.qcow2.compressed import CompressedReader
+
+        return CompressedReader(self._image)
+
+    @cached_property
+    def _compressing(self) -> CompressedWriter:
+        from blockio_drivers.qcow2.compressing import CompressedWriter
+
+        return CompressedWriter(
+            self._image,
+            self._mapping,
+            self._allocator,
+            self._writer,
+            self._write_back,
+            self._compressed,
+            level=self._options.compression_level,
+        )
+
+    @cached_property
+    def _resizer(self) -> Resizer:
+        from blockio_drivers.qcow2.resize import Resizer
+
+        return Resizer(
+            self._image,
+            self._mapping,
+            self._allocator,
+            self._writer,
+            self._discarder,
+            self._write_back,
+            self._compressed,
+        )
+
+    @cached_property
+    def _state(self) -> MachineState:
+        from blockio_drivers.qcow2.vmstate import MachineState
+
+        return MachineState(self._image, self._mapping, self._writer, self._resizer, self._compressed)
+
+    def _forget_decompressed(self) -> None:
+        """What compressed clusters hold may have changed."""
+        if "_compressed" in vars(self):
+            self._compressed.cache.drop()
+
     def _tune(self, options: Qcow2Options, tuning: Tuning) -> None:
         """What *options* say is in force. All metadata is on disk, and no request under way."""
         before, self._options, self._tuning = self._tuning, options, tuning
         self._image.lazy = tuning.lazy
         self._image.pass_discard_other = options.pass_discard_other
         self._image.guard.choose(tuning.protected)
-        self._discarder.pass_discard = options.pass_discard_request
         self._snapshots.pass_discard = options.pass_discard_snapshot
         self._snapshots.protect_tables = "inactive_l2" in tuning.protected
-        self._compressing.level = options.compression_level
+        if "_discarder" in vars(self):
+            self._discarder.pass_discard = options.pass_discard_request
+        if "_compressing" in vars(self):
+            self._compressing.level = options.compression_level
         if tuning.sizes != before.sizes:
             self._allocator.use_cache(tuning.sizes.refcount)
             self._mapping.use_cache(tuning.sizes.l2_entry, tuning.sizes.l2)
@@ -227,7 +268,7 @@ class Qcow2Lifecycle(FormatDriver):
         await _worded("Could not read L1 table", self._mapping.open())
         if not self.host.flags.check:
             await self._snapshots.open()
-        self._compressed.cache.drop()
+        self._forget_decompressed()
 
     async def _protect(self) -> None:
         """Know all metadata, so that none is written over."""
@@ -323,7 +364,7 @@ class Qcow2Lifecycle(FormatDriver):
         finally:
             self._mapping.cache.drop()
             self._allocator.cache.drop()
-            self._compressed.cache.drop()
+            self._forget_decompressed()
 
     async def _settle_tables(self) -> None:
         """With no request under way: what is on disk is the truth."""
@@ -383,7 +424,8 @@ class Qcow2Lifecycle(FormatDriver):
             raise
         before["_mapping"].cache.drop()
         before["_allocator"].cache.drop()
-        before["_compressed"].cache.drop()
+        if "_compressed" in before:
+            before["_compressed"].cache.drop()
         self.host.limits_changed()
 
     async def _reload(self) -> None:
@@ -439,8 +481,10 @@ class Qcow2Lifecycle(FormatDriver):
         self._cleaner.start(self.clock, self._tuning.clean_interval)
         self._arming = asyncio.Lock()
         self._revising = asyncio.Lock()
-        for part in (self._image, self._allocator, self._mapping, self._write_back, self._compressing, self._bitmaps):
+        for part in (self._image, self._allocator, self._mapping, self._write_back, self._bitmaps):
             part.change_loop()
+        if "_compressing" in vars(self):
+            self._compressing.change_loop()
 
     # -- for who changes all of the image
 

@@ -15,7 +15,7 @@ from blockio.types import MAX_LENGTH, PreallocMode
 if TYPE_CHECKING:
     from blockio_drivers.crypto.header import CipherSpec
 
-__all__ = ["EncryptOptions", "OverlapChecks", "Qcow2CreateOptions", "Qcow2Options", "join_options"]
+__all__ = ["LEVELS", "EncryptOptions", "OverlapChecks", "Qcow2CreateOptions", "Qcow2Options", "join_options"]
 
 _MIN_CLUSTER_SIZE: Final = 512
 _MAX_CLUSTER_SIZE: Final = 2 << 20
@@ -26,6 +26,9 @@ _MAX_BACKING_NAME: Final = 1023
 _ENCRYPTIONS: Final = ("luks", "aes", "qcow")
 """The last is another name of ``aes``."""
 _COMPAT: Final = {"0.10": 2, "v2": 2, "1.1": 3, "v3": 3}
+
+LEVELS: Final = range(1, 10)
+"""How hard compression tries: from the fastest to the smallest result."""
 
 TOO_LARGE: Final = "Could not resize image: Failed to grow the L1 table: File too large"
 
@@ -103,7 +106,7 @@ class Qcow2Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rena
         return (OverlapChecks(itself=chosen) if isinstance(chosen, str) else chosen).classes()
 
     compression_level: int = 1
-    """How hard compressed writes try: 1 is the fastest, 9 gives the smallest result. Not kept in the image."""
+    """How hard compressed writes try, of ``LEVELS``. Not kept in the image."""
 
 
 _CACHES: Final = ("l2-cache-size", "refcount-cache-size")

@@ -21,20 +21,20 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
-from blockio.driver.snapshots import SnapshotInfo, find_snapshot
 from blockio.errors import BlockError, CorruptImage, LimitExceeded, UnsupportedFeature
 from blockio_drivers.qcow2.areas import Area
 from blockio_drivers.qcow2.overlap import SortedOffsets
-from blockio_drivers.qcow2.snapshot_table import NO_ICOUNT, SnapshotEntry, encode_snapshots, parse_snapshots
 from blockio_drivers.qcow2.tables import L1_OFFSET_MASK, table_from_bytes
 
 if TYPE_CHECKING:
     from array import array
 
+    from blockio.driver.snapshots import SnapshotInfo
     from blockio_drivers.qcow2.allocator import Allocator
     from blockio_drivers.qcow2.image import Image
     from blockio_drivers.qcow2.mapping import Mapping
     from blockio_drivers.qcow2.revision import Revision
+    from blockio_drivers.qcow2.snapshot_table import SnapshotEntry
     from blockio_drivers.qcow2.writeback import WriteBack
 
 __all__ = ["MAX_SNAPSHOTS", "Snapshots"]
@@ -74,6 +74,8 @@ class Snapshots:
         header = self._image.header
         self.entries, self._table_bytes = [], 0
         if header.nb_snapshots:
+            from blockio_drivers.qcow2.snapshot_table import parse_snapshots  # most images have none, here as below
+
             self.entries, self._table_bytes = await parse_snapshots(
                 self._image.read,
                 header.snapshots_offset,
@@ -110,6 +112,8 @@ class Snapshots:
 
     def find(self, id: str | None, name: str | None, message: str) -> SnapshotEntry:
         """The first with that id and name; ENOENT with *message*."""
+        from blockio.driver.snapshots import find_snapshot
+
         found = find_snapshot(self.entries, id, name)
         if found is None:
             raise BlockError(message, errno.ENOENT)
@@ -134,6 +138,8 @@ class Snapshots:
 
     async def create(self, info: SnapshotInfo) -> None:
         """Keep the disk as it is. BlockError EFBIG for one too many, EINVAL where refcounts have no room for it."""
+        from blockio_drivers.qcow2.snapshot_table import NO_ICOUNT, SnapshotEntry, encode_snapshots
+
         image = self._image
         if image.header.has_data_file:
             raise UnsupportedFeature
@@ -166,6 +172,8 @@ class Snapshots:
 
     async def goto(self, name: str) -> None:
         """Make the disk what a snapshot kept. ENOENT where there is none."""
+        from blockio.driver.snapshots import find_snapshot
+
         image = self._image
         entry = find_snapshot(self.entries, name, None) or find_snapshot(self.entries, None, name)
         if image.header.has_data_file:
@@ -206,6 +214,8 @@ class Snapshots:
 
     async def rename(self, id: str | None, name: str | None, new_name: str) -> None:
         """Give a snapshot another name. ENOENT where there is none, EINVAL where the name is too long."""
+        from blockio_drivers.qcow2.snapshot_table import encode_snapshots
+
         entry = self.find(id, name, "Can't find the snapshot")
         renamed = replace(entry, name=new_name)
         encode_snapshots([renamed])
@@ -227,8 +237,8 @@ class Snapshots:
         await self._revise(lambda _: None, list(entries))
 
     async def _revise(self, change: Callable[[Revision], None], snapshots: list[SnapshotEntry] | None) -> None:
-        # most processes change no snapshots
         from blockio_drivers.qcow2.revision import Revision
+        from blockio_drivers.qcow2.snapshot_table import encode_snapshots
 
         await self._write_back.settle_all()
         async with self._write_back.exclusive():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from blockio.errors import OptionError
-from blockio_drivers.qcow2.compress import LEVELS
+from blockio_drivers.qcow2.options import LEVELS
 from blockio_drivers.qcow2.sizing import CacheSizes
 from blockio_drivers.qcow2.tables import Geometry
 
