@@ -40,6 +40,7 @@ __all__ = [
     "parse_spec",
     "quote_value",
     "refuse_both_ways",
+    "required_options",
     "split_protocol",
 ]
 
@@ -326,11 +327,23 @@ def convert_options(
     Fields are matched by their encoded names (``rename="kebab"`` gives QEMU's). OptionError names the option that is
     wrong in QEMU's words, which differ between opening and *creating* an image.
     """
+    if not options and not required_options(cls):
+        return cls()  # what is to be converted would have to be worked out first, and here is nothing
     words = _Words(driver, creating)
     try:
         return msgspec.convert(_coerce_struct(cls, options, words, ""), cls, strict=False)
     except msgspec.ValidationError as error:
         raise _translated(error, options, words) from error
+
+
+def required_options(cls: type[msgspec.Struct]) -> list[str]:
+    """The encoded names of the fields of *cls* that have no default."""
+    names, defaults = cls.__struct_encode_fields__, cls.__struct_defaults__
+    first = len(names) - len(defaults)
+    return [
+        *names[:first],
+        *(name for name, value in zip(names[first:], defaults, strict=True) if value is msgspec.NODEFAULT),
+    ]
 
 
 class _Words(msgspec.Struct, frozen=True):

@@ -39,6 +39,8 @@ __all__ = [
 GROUP: Final = "blockio.drivers"
 
 _METADATA: Final = (".dist-info", ".egg-info")
+_LIBRARY: Final = os.path.dirname(os.__file__)
+"""Python's own modules: hundreds of names, and no distribution among them."""
 
 
 class _Registry:
@@ -94,7 +96,7 @@ class _Registry:
 
     def own(self) -> dict[str, str]:
         if self._own is None:
-            self._own = _read_entry_points("blockio-")
+            self._own = _read_entry_points("blockio-", first=True)
         return self._own
 
     def everything(self) -> dict[str, str]:
@@ -103,10 +105,15 @@ class _Registry:
         return self._all
 
 
-def _read_entry_points(prefix: str) -> dict[str, str]:
-    """The drivers of the distributions on the path whose folders begin with *prefix*; the first of a name counts."""
+def _read_entry_points(prefix: str, *, first: bool = False) -> dict[str, str]:
+    """The drivers of the distributions on the path whose folders begin with *prefix*; the first of a name counts.
+
+    *first*: only of those in the first folder of the path that has any.
+    """
     found: dict[str, str] = {}
     for directory in sys.path:
+        if directory == _LIBRARY or (found and first):
+            continue
         try:
             with os.scandir(directory or ".") as entries:
                 folders = sorted(e.path for e in entries if e.name.startswith(prefix) and e.name.endswith(_METADATA))

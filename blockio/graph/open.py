@@ -22,7 +22,15 @@ import msgspec
 
 from blockio.driver.base import DriverKind
 from blockio.driver.gate import Allow, Deny, DenyAll, OpenGate, Reference, ReferenceKind, Replace
-from blockio.driver.options import convert_options, flatten, nest, parse_json_name, parse_spec, split_protocol
+from blockio.driver.options import (
+    convert_options,
+    flatten,
+    nest,
+    parse_json_name,
+    parse_spec,
+    required_options,
+    split_protocol,
+)
 from blockio.driver.probe import probe_format
 from blockio.driver.registry import find_driver, find_protocol
 from blockio.errors import BlockError, LimitExceeded, OpenDenied, OptionError
@@ -280,7 +288,7 @@ async def _open_driver(
 
 def _needs_filename(cls: type[BlockDriver]) -> bool:
     """Whether *cls* has a ``filename`` option without a default: a null disk may have one and needs none."""
-    return any(field.encode_name == "filename" and field.required for field in msgspec.structs.fields(cls.Options))
+    return "filename" in required_options(cls.Options)
 
 
 def _refuse_unknown(cls: type[BlockDriver], left: Mapping[str, Any]) -> None:

@@ -19,9 +19,8 @@ from blockio.driver.debug import DebugDriver
 from blockio.errors import NoMedium, ReadOnly, UnsupportedFeature
 from blockio.graph.drain import RequestScope, current_requests
 from blockio.graph.edge import Edge
-from blockio.io import copy, data, discard, flush, status, truncate, zero
+from blockio.io import data, flush, status, zero
 from blockio.io.align import Padding
-from blockio.io.copy_on_read import hand_down_prefetch, read_and_keep
 from blockio.io.limits import check_range, check_transfer, merged_limits
 from blockio.io.tracked import Ticket, TrackedRequests
 from blockio.types import (
@@ -245,6 +244,8 @@ class NodeIO:
             flags = int(flags)
             keep = bool(flags & _COPY_ON_READ or node.copy_on_read) and not (node.flags.inactive or node.read_only)
             if flags & _PREFETCH and not keep:
+                from blockio.io.copy_on_read import hand_down_prefetch  # few nodes keep what they read
+
                 await hand_down_prefetch(self, offset, nbytes)
                 return
         if (offset | nbytes) & self._mask:
@@ -267,6 +268,8 @@ class NodeIO:
             self._leave(ticket, scope)
 
     async def _read_and_keep(self, offset: int, iov: IoVector, prefetch: bool) -> None:
+        from blockio.io.copy_on_read import read_and_keep  # as above
+
         if not self.cluster_size:
             info = await self.driver().co_get_info()
             self.cluster_size = max(info.cluster_size, self._mask + 1)
@@ -383,6 +386,8 @@ class NodeIO:
 
     async def co_pdiscard(self, offset: int, nbytes: int) -> None:
         """Say that the bytes are not needed. Does nothing unless the node was opened with ``discard=unmap``."""
+        from blockio.io.discard import discard  # few processes discard
+
         check_range(offset, nbytes)
         driver = self.driver()
         if not nbytes or not self.node.flags.unmap or driver.capabilities.discard is Capability.NONE:
@@ -390,7 +395,7 @@ class NodeIO:
         self._must_be_writable()
         async with self.request(offset, offset + nbytes):
             try:
-                await discard.discard(self, offset, nbytes)
+                await discard(self, offset, nbytes)
             finally:
                 self.written(offset, nbytes, ok=False)  # a discard past the end makes nothing longer
 
@@ -404,7 +409,9 @@ class NodeIO:
         self, length: int, *, exact: bool = False, prealloc: PreallocMode | str = "off", flags: RequestFlags | int = 0
     ) -> None:
         """Set the length; see ``blockio.io.truncate``."""
-        await truncate.truncate(self, length, exact=exact, prealloc=PreallocMode(prealloc), flags=int(flags))
+        from blockio.io.truncate import truncate  # few processes resize
+
+        await truncate(self, length, exact=exact, prealloc=PreallocMode(prealloc), flags=int(flags))
 
     async def co_getlength(self) -> int:
         """The length in bytes, asked anew where it can have changed behind our back."""
@@ -441,16 +448,20 @@ class NodeIO:
 
     async def co_copy_range_to(self, offset: int, target: Edge, target_offset: int, nbytes: int) -> None:
         """Copy to *target* inside the storage; UnsupportedFeature where it must be read and written instead."""
+        from blockio.io.copy import copy_to  # few copy without looking, here as below
+
         check_transfer(offset, nbytes)
         check_transfer(target_offset, nbytes)
         self.driver()
         if nbytes:
-            await copy.copy_to(self, offset, target, target_offset, nbytes)
+            await copy_to(self, offset, target, target_offset, nbytes)
 
     async def co_copy_range_from(self, source: BlockDriver, source_offset: int, offset: int, nbytes: int) -> None:
         """Take bytes that lie in *source*; the other end of ``co_copy_range_to``."""
+        from blockio.io.copy import copy_from
+
         check_transfer(offset, nbytes)
-        await copy.copy_from(self, source, source_offset, offset, nbytes)
+        await copy_from(self, source, source_offset, offset, nbytes)
 
     # -- fast lane
 

@@ -39,6 +39,12 @@ _FILE: Final = {"file", "posix"}
 _RAW: Final = _FILE | {"raw"}
 _QCOW2: Final = _FILE | {"qcow2"}
 _BOTH: Final = _RAW | _QCOW2
+_PLAIN: Final = frozenset(("_bisect", "_queue", "bisect", "gc", "mmap", "queue"))
+"""What a plain command may load beside this project's modules, and what ``import asyncio, msgspec`` has loaded."""
+_RING: Final = frozenset(
+    ("_ctypes", "blockio.aio.merging", "blockio.aio.registered", "blockio.aio.uring", "ctypes", "ctypes._endian")
+)
+"""What the first request loads that the page cache cannot serve: who knows when the machine empties it."""
 _METADATA: Final = {"importlib.metadata", "email", "tempfile"}  # which imports the other two
 _SECRET: Final = "--object secret,id=s,data=x"
 
@@ -133,3 +139,31 @@ def test_a_command_loads_its_drivers_and_nothing_heavy(
     tool = line.split(maxsplit=1)[0]
     others = {"img", "io", "bench"} - {tool} - ({"img"} if tool == "bench" else set())
     assert not {f"blockio.cli.{other}.tool" for other in others} & loaded, "another tool came along"
+
+
+@pytest.fixture(scope="module")
+def beneath() -> set[str]:
+    """What is loaded when asyncio and msgspec are."""
+    probe = "import asyncio, msgspec, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("line", "most"),
+    [
+        ("img info disk.raw", 117),
+        ("img info disk.qcow2", 147),
+        ("img check disk.qcow2", 148),
+        ("img map disk.qcow2", 143),
+        ("img compare disk.raw disk.qcow2", 147),
+        ("img convert -f raw -O qcow2 disk.raw plain.qcow2", 159),
+        ("img convert -f qcow2 -O raw disk.qcow2 plain.raw", 158),
+    ],
+)
+def test_a_plain_command_loads_no_more_than_it_did(line: str, most: int, folder: Path, beneath: set[str]) -> None:
+    """A module takes 0.15 to 1 ms. Where a limit is in the way: import where it is used what these do not need."""
+    loaded = _loaded(["blockio", *line.split()], folder) - _RING
+    ours = {name for name in loaded if name.partition(".")[0] in ("blockio", "blockio_drivers")}
+    assert len(ours) <= most, sorted(ours)
+    assert loaded - ours - beneath <= _PLAIN

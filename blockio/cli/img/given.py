@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from blockio.cli import objects
 from blockio.cli.img.commands import COMMANDS
 from blockio.cli.img.getopt import CommandLine, UsageError
 from blockio.cli.img.tool import Failure, ImageChoice, fail, json_mode, read_size
@@ -120,7 +119,9 @@ def _style(output: Output, text: str) -> str:
 def _define_object(output: Output, status: int, text: str) -> None:
     """Make the object that *text* defines; ends the command where it is wrong, and after ``help``."""
     try:
-        if not objects.define_object(text, output):
+        from blockio.cli.objects import define_object  # few command lines define any
+
+        if not define_object(text, output):
             raise Failure(0)
     except OptionError as error:
         fail(output, str(error), status)

@@ -116,13 +116,12 @@ class Allocator:
 
     def protect(self) -> None:
         """Tell the image's guard of all refcount blocks, before the first write."""
-        self._image.guard.refcount_blocks = SortedOffsets(self.table, REFCOUNT_TABLE_OFFSET_MASK)
+        self._image.guard.refcount_blocks = SortedOffsets(self.table[: self._blocks_end], REFCOUNT_TABLE_OFFSET_MASK)
 
     def _find_blocks_end(self) -> None:
-        end = len(self.table)
-        while end and not self.table[end - 1]:
-            end -= 1
-        self._blocks_end = end
+        # A table has thousands of entries, of which a small image uses one.
+        used = len(self.table.tobytes().rstrip(b"\0"))
+        self._blocks_end = -(-used // self.table.itemsize)
 
     @property
     def dirty(self) -> bool:
