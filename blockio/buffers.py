@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     BufferLike: TypeAlias = "Buffer | Sequence[Buffer] | IoVector"
 
-__all__ = ["IoVector", "aligned_buffer", "fill_zero", "is_zero"]
+__all__ = ["IoVector", "aligned_buffer", "data_runs", "fill_zero", "is_zero"]
 
 _ZEROES: Final = bytes(1 << 20)
 
@@ -140,6 +140,45 @@ def is_zero(data: Buffer) -> bool:
     view = view.cast("B")
     # Most data shows itself at once: the first page decides before the long comparison begins.
     return all(_ZEROES.startswith(view[at : at + len(_ZEROES)]) for at in range(0, view.nbytes, len(_ZEROES)))
+
+
+def data_runs(view: memoryview, offset: int, step: int) -> list[tuple[int, int, bool]]:
+    """*view* as (start, stop, is data), cut at multiples of *step* of the disk, where it is at *offset*.
+
+    Most data shows by its first byte that it is not zero, so one byte of each step is looked at before all of it is.
+    """
+    nbytes = view.nbytes
+    if is_zero(view):
+        return [(0, nbytes, False)]
+    first = min(-offset % step, nbytes)
+    whole = (nbytes - first) // step
+    last = first + whole * step
+    zeroes = [(0, first)] if first and is_zero(view[:first]) else []
+    heads, middles = bytes(view[first:last:step]), bytes(view[first + step // 2 : last : step])
+    index = heads.find(0)
+    while index >= 0:
+        start = first + index * step
+        if not middles[index] and is_zero(view[start : start + step]):
+            if zeroes and zeroes[-1][1] == start:
+                zeroes[-1] = (zeroes[-1][0], start + step)
+            else:
+                zeroes.append((start, start + step))
+        index = heads.find(0, index + 1)
+    if last < nbytes and is_zero(view[last:]):
+        if zeroes and zeroes[-1][1] == last:
+            zeroes[-1] = (zeroes[-1][0], nbytes)
+        else:
+            zeroes.append((last, nbytes))
+    runs: list[tuple[int, int, bool]] = []
+    at = 0
+    for start, stop in zeroes:
+        if at < start:
+            runs.append((at, start, True))
+        runs.append((start, stop, False))
+        at = stop
+    if at < nbytes:
+        runs.append((at, nbytes, True))
+    return runs
 
 
 def aligned_buffer(nbytes: int, alignment: int = mmap.PAGESIZE) -> memoryview:

@@ -34,6 +34,7 @@ from blockio.errors import BlockError, OptionError
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from blockio.aio.hauling import Haul, Put
     from blockio.aio.uring import Uring
 
 __all__ = ["IOV_MAX", "AioMode", "FileEngine", "choose_engine"]
@@ -138,6 +139,7 @@ class FileEngine:
         self._pool: WorkerPool | None = None
         self._plugs = 0
         self._buffers: list[memoryview] = []
+        self._reserves: bool | None = None
         self.try_preadv: Try = _never
         self.try_pwritev: Try = _never
         self.start_preadv: Start = no_flight
@@ -317,6 +319,26 @@ class FileEngine:
         except OSError as error:
             if error.errno in {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.ETXTBSY}:
                 raise BlockError(errno=errno.ENOTSUP) from error
+            raise _blamed(error) from error
+
+    async def haul(
+        self, job: Haul, offset: int, target: FileEngine, target_offset: int, nbytes: int, phase: int, *, packed: bool
+    ) -> list[Put]:
+        """Copy through the memory of a worker; see ``blockio.aio.hauling.haul``.
+
+        BlockError of either side, UnsupportedFeature where the file ends before. Cancelled: awaited to its end.
+        """
+        from blockio.aio import hauling  # whole disks are copied by few
+
+        if target._reserves is None:
+            target._reserves = hauling.reserves_by_page(target.fd)
+        work = partial(
+            hauling.haul, job, self.fd, offset, target.fd, target_offset, nbytes, phase, packed=packed,
+            reserve=target._reserves,
+        )  # fmt: skip
+        try:
+            return await self.run(work)
+        except OSError as error:
             raise _blamed(error) from error
 
     async def run(self, fn: Callable[[*_Ts], _T], *args: *_Ts) -> _T:

@@ -34,6 +34,7 @@ __all__ = [
     "device_geometry",
     "dio_alignment",
     "fallocate",
+    "file_system",
     "libc",
     "logical_block_size",
     "ofd_lock",
@@ -64,6 +65,9 @@ _FSXATTR: Final = struct.Struct("=IIIII8s")
 
 _FLOCK: Final = struct.Struct("@hhqqi0q")
 """``struct flock`` with 64-bit offsets: type, whence, start, length, pid (0 for OFD locks)."""
+
+_STATFS_SIZE: Final = 256
+"""More than any ``struct statfs``; its first word is ``f_type``."""
 
 _AT_EMPTY_PATH: Final = 0x1000
 _STATX_DIOALIGN: Final = 0x2000
@@ -98,6 +102,16 @@ def fallocate(fd: int, mode: int, offset: int, nbytes: int) -> None:
 
         if ctypes.get_errno() != 4:  # EINTR
             _raise_errno()
+
+
+def file_system(fd: int) -> int:
+    """The magic number of the file system that *fd* is on (``fstatfs(2)``)."""
+    import ctypes  # see the module's docstring
+
+    buffer = ctypes.create_string_buffer(_STATFS_SIZE)
+    if libc().fstatfs(fd, buffer) != 0:
+        _raise_errno()
+    return int(struct.unpack_from("@l", buffer.raw)[0])
 
 
 def address_of(view: memoryview) -> int:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from blockio.aio.context import AioContext
     from blockio.aio.flight import Flight
+    from blockio.aio.hauling import Haul, Put
     from blockio.buffers import IoVector
     from blockio.driver.child import Child
     from blockio.driver.host import ChildOpener, DriverHost, ImageStream, Measurement, MeasureSource, StreamRun
@@ -306,6 +307,10 @@ class BlockDriver(ABC):
     async def co_block_status(self, offset: int, nbytes: int, *, want_zero: bool) -> BlockStatus:
         """What the first bytes from *offset* hold. ``want_zero=False`` allows a cheaper answer about zeroes."""
 
+    async def co_block_statuses(self, offset: int, nbytes: int) -> list[BlockStatus]:
+        """As ``co_block_status``, several in a row where that costs no more; for whoever looks at the whole disk."""
+        return [await self.co_block_status(offset, nbytes, want_zero=True)]
+
     @abstractmethod
     async def co_preadv(self, offset: int, iov: IoVector, flags: RequestFlags | int) -> None:
         """Fill *iov* from *offset*."""
@@ -345,6 +350,20 @@ class BlockDriver(ABC):
 
         Called only on protocol drivers whose ``capabilities.copy_range`` is NATIVE, with another such driver, of this
         class or of another, as *target*: ``blockio.io.copy`` has found the way down through both sides' mappings.
+        """
+        raise UnsupportedFeature
+
+    @property
+    def hauls(self) -> bool:
+        """Of a protocol driver: whether ``co_haul_to`` can be expected to work, as it is open now."""
+        return False
+
+    async def co_haul_to(
+        self, offset: int, target: BlockDriver, target_offset: int, nbytes: int, haul: Haul, phase: int, *, packed: bool
+    ) -> list[Put]:
+        """As ``co_copy_range_to``, but through the memory of a worker, without the zeroes that *haul* leaves out.
+
+        *phase* and *packed* as for ``blockio.aio.hauling.haul``; what was put where, in order.
         """
         raise UnsupportedFeature
 

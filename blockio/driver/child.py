@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from blockio.aio.flight import Flight
+    from blockio.aio.hauling import Haul
     from blockio.buffers import IoVector
     from blockio.driver.debug import DebugListener
     from blockio.types import BlockInfo, BlockLimits, BlockStatus, PreallocMode, RequestFlags, Role
@@ -102,8 +103,13 @@ class Child(Protocol):
     async def co_block_status(self, offset: int, nbytes: int, *, want_zero: bool = True) -> BlockStatus:
         """What the first bytes from *offset* hold, as far as one answer reaches (QEMU's bdrv_block_status)."""
 
-    async def co_copy_range_to(self, offset: int, target: Child, target_offset: int, nbytes: int) -> None:
-        """Copy inside the storage, without the bytes passing through us. UnsupportedFeature: do it by hand."""
+    async def co_copy_range_to(
+        self, offset: int, target: Child, target_offset: int, nbytes: int, haul: Haul | None = None
+    ) -> None:
+        """Copy inside the storage, without the bytes passing through us, or by *haul* through a worker of theirs.
+
+        UnsupportedFeature: do it by hand.
+        """
 
     async def co_get_info(self) -> BlockInfo:
         """The child driver's cluster size and state."""

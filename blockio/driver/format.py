@@ -13,6 +13,7 @@ from blockio.types import BlockStatus, Extent, ExtentKind, Extents, RequestFlags
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from blockio.aio.hauling import Put
     from blockio.buffers import IoVector
     from blockio.driver.child import Child
     from blockio.driver.host import CreateTarget
@@ -26,10 +27,11 @@ class Allocation(ABC):
     The framework writes ``cow_head`` bytes of old content, the data and ``cow_tail`` bytes of old content as one
     request to ``child`` at ``host_offset - cow_head``, then awaits ``link``; if anything failed, ``abandon``.
     Exactly one of the two is called, shielded from cancellation. ``fresh`` says the host bytes around the data
-    already read as zeroes, so that COW from nothing need not be written.
+    already read as zeroes, so that COW from nothing need not be written. ``divisible``: ``link_parts`` may be awaited
+    instead of ``link``.
     """
 
-    __slots__ = ("child", "cow_head", "cow_tail", "fresh", "host_offset", "length", "offset")
+    __slots__ = ("child", "cow_head", "cow_tail", "divisible", "fresh", "host_offset", "length", "offset")
 
     def __init__(
         self,
@@ -41,6 +43,7 @@ class Allocation(ABC):
         cow_head: int = 0,
         cow_tail: int = 0,
         fresh: bool = False,
+        divisible: bool = False,
     ) -> None:
         self.child = child
         self.offset = offset
@@ -49,10 +52,19 @@ class Allocation(ABC):
         self.cow_head = cow_head
         self.cow_tail = cow_tail
         self.fresh = fresh
+        self.divisible = divisible
 
     @abstractmethod
     async def link(self) -> None:
         """The data is written: make it the guest's."""
+
+    async def link_parts(self, puts: Sequence[Put]) -> None:
+        """*puts* are written, and nothing else: make them the guest's, leave it what it had between, free the rest.
+
+        Their starts and stops are bytes of the guest's behind ``offset``, their places behind ``host_offset``; but for
+        the first and the last both ends are whole clusters, and each is at the distance from a cluster that it had.
+        """
+        raise UnsupportedFeature
 
     @abstractmethod
     async def abandon(self) -> None:

@@ -14,6 +14,7 @@ from blockio.types import Capability, Perm, Role
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from blockio.aio.hauling import Haul
     from blockio.driver.child import Child
     from blockio.driver.debug import DebugListener
     from blockio.graph.node import BlockNode
@@ -189,15 +190,20 @@ class Edge:
         if not self.perm & Perm.RESIZE:
             self.co_truncate = self._may_not_resize
 
-    async def co_copy_range_to(self, offset: int, target: Child, target_offset: int, nbytes: int) -> None:
-        """Copy to another edge inside the storage; UnsupportedFeature where *target* is not one of this graph's."""
+    async def co_copy_range_to(
+        self, offset: int, target: Child, target_offset: int, nbytes: int, haul: Haul | None = None
+    ) -> None:
+        """Copy to another edge inside the storage, or by *haul*.
+
+        UnsupportedFeature where that cannot be, or *target* is not one of this graph's.
+        """
         if not isinstance(target, Edge):
             raise UnsupportedFeature
         if not self.attached:
             await self._gone()
         if not target.perm & _WRITES:
             await target._may_not_write()
-        await self.node.path.co_copy_range_to(offset, target, target_offset, nbytes)
+        await self.node.path.co_copy_range_to(offset, target, target_offset, nbytes, haul)
 
     async def _gone(self, *_args: Any, **_kwargs: Any) -> NoReturn:
         raise NoMedium

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from blockio.aio.context import AioContext
     from blockio.aio.flight import Flight
+    from blockio.aio.hauling import Haul, Put
     from blockio.buffers import IoVector
     from blockio.driver.base import BlockDriver
     from blockio.graph.edge import Edge
@@ -46,6 +47,22 @@ class EdgePath(Protocol):
     def start_pwritev(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> Flight | None: ...
 
 
+class Cargo(NamedTuple):
+    """What is to be copied: the bytes from *offset* on of the protocol driver *source*.
+
+    With a *haul* ``phase`` is how far behind them the first multiple of its step is in the disk that is written.
+    """
+
+    source: BlockDriver
+    offset: int
+    haul: Haul | None
+    phase: int
+
+    def behind(self, nbytes: int) -> Cargo:
+        """What follows the first *nbytes*."""
+        return self._replace(offset=self.offset + nbytes, phase=self.phase - nbytes)
+
+
 class RequestPath(EdgePath, Protocol):
     """The request path of one node. Offsets and lengths are bytes.
 
@@ -59,9 +76,11 @@ class RequestPath(EdgePath, Protocol):
     limits: BlockLimits
     """The driver's limits merged with the DATA, FILTERED and COW children's."""
 
-    async def co_copy_range_to(self, offset: int, target: Edge, target_offset: int, nbytes: int) -> None: ...
-    async def co_copy_range_from(self, source: BlockDriver, source_offset: int, offset: int, nbytes: int) -> None:
-        """The other end of ``co_copy_range_to``: *source* is the protocol driver that holds the bytes."""
+    async def co_copy_range_to(
+        self, offset: int, target: Edge, target_offset: int, nbytes: int, haul: Haul | None = None
+    ) -> None: ...
+    async def co_copy_range_from(self, cargo: Cargo, offset: int, nbytes: int, *, packed: bool = False) -> list[Put]:
+        """The other end of ``co_copy_range_to``: *cargo* says which protocol driver holds the bytes."""
 
     def request(self, start: int, end: int) -> AbstractAsyncContextManager[None]:
         """``async with path.request(start, end):`` something that a drain waits for."""

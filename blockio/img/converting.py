@@ -20,6 +20,7 @@ from blockio.img.placing import Place
 from blockio.img.progress import Meter
 from blockio.img.results import ConvertResult, DigestResult, Observer
 from blockio.img.snapshots import load_snapshot
+from blockio.io.copy import can_haul
 from blockio.types import Capability, OpenFlags
 
 if TYPE_CHECKING:
@@ -234,6 +235,7 @@ async def convert(
                 ordered.recount()
         # Another time salvaging may find other sectors bad: what it had then must not show through their zeroes.
         reads_zero = plan is not None and bool(sparse) and not (again and salvage) and _reads_zero(blk, backing_file)
+        zero_init = target_is_zero or reads_zero
         copier = Copier(
             resuming.remaining(disks, since) if since else disks,
             resuming.Rewriting(blk) if compress and again else blk,
@@ -242,9 +244,12 @@ async def convert(
             in_order=in_order,
             sparse=sparse,
             cluster_size=(await blk.co_get_info()).cluster_size,
-            zero_init=target_is_zero or reads_zero,
+            zero_init=zero_init,
             backing_length=None if backing_file is None else _backing_length(blk),
             copy_offload=copy_offload,
+            haul=blk.enable_write_cache
+            and (zero_init or not sparse)
+            and all(map(can_haul, (node, *(disk.node for disk in disks)))),
             salvage=salvage,
             compress=compress,
             limit=limit,

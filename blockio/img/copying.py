@@ -2,7 +2,9 @@
 
 A *scout* walks the sources and says what lies where; a few *workers* take what it found, read it, look for zeroes in
 it and write what is left. The scout runs ahead as far as its queue lets it, so that questions to the metadata cost no
-time of the copying. Memory is one buffer a worker.
+time of the copying. Memory is one buffer a worker. Where nothing speaks against it a worker has a whole stretch
+*hauled* (see ``blockio.aio.hauling``): the nodes of both sides say where it lies and where it shall go, a thread does
+the rest.
 
 In order (the default) means: writes begin in the order of their offsets, so that a target that grows as it is written
 is laid out from front to back; they still overlap.
@@ -16,8 +18,10 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-from blockio.buffers import aligned_buffer, is_zero
+from blockio.aio.hauling import Haul
+from blockio.buffers import aligned_buffer, data_runs
 from blockio.errors import BlockError
+from blockio.graph.holes import Holes
 from blockio.img.opening import SECTOR, sectors_up
 from blockio.img.results import Side
 from blockio.img.turns import Turns
@@ -37,6 +41,15 @@ __all__ = ["CHUNK", "Copier", "Kind", "Piece", "Source", "Target"]
 CHUNK: Final = 2 << 20
 """How much one worker moves at a time, at least a cluster: the kernel takes one large write faster than several small
 ones, and each costs a walk down both stacks; larger ones only need more memory."""
+
+HAUL: Final = 8 << 20
+"""How much is hauled as one. It is not to be interrupted."""
+
+_HAULS: Final = 2
+"""How many are under way at once: one for each processor, up to as many as can be of use to the kernel's locks."""
+
+_MOST_PATIENT: Final = 63
+"""How many pieces are moved by hand before another one is tried to be hauled."""
 
 _LONGEST: Final = 1 << 30
 _QUEUE: Final = 4096
@@ -61,6 +74,27 @@ class Source:
         self.node = node
         self.exact = node.length
         self.size = sectors_up(self.exact) if size is None else size
+        self._told: list[tuple[int, int, int]] = []
+        """Start, length and flags of what the node said of the bytes ahead, the next one last."""
+        self._holes = Holes()
+
+    async def told(self, offset: int, nbytes: int) -> tuple[int, int]:
+        """What the node says of the bytes at *offset*, *nbytes* at most, and for how many that holds.
+
+        For a walk from front to back: what more it said is kept for the next question.
+        """
+        row = self._told
+        while row and row[-1][0] + row[-1][1] <= offset:
+            row.pop()
+        if not row or row[-1][0] > offset:
+            row.clear()
+            at = offset
+            for flags, lengths, _, _ in await self.node.path.co_block_statuses(offset, nbytes, self._holes):
+                row.append((at, sum(lengths), int(flags)))
+                at += row[-1][1]
+            row.reverse()
+        start, length, said = row[-1]
+        return said, min(start + length - offset, nbytes)
 
     @property
     def backing(self) -> BlockNode | None:
@@ -116,6 +150,9 @@ class Copier:
     ``checksum`` is told of every piece in the order of the disk, whatever order they are written in: a worker keeps its
     buffer until its piece was hashed, while others read and write. What is left out is not known to it.
 
+    ``haul``: data need not go through the two backends. Nothing may hinge on their seeing each request, and the target
+    must not have to be told of zeroes.
+
     ``landed`` is called with the number of each piece that is written, where it ends, and how much data was in it.
 
     Invariant: workers write disjoint ranges; pieces are numbered in the order of their offsets.
@@ -134,6 +171,7 @@ class Copier:
         zero_init: bool = False,
         backing_length: int | None = None,
         copy_offload: bool = False,
+        haul: bool = False,
         salvage: bool = False,
         compress: bool = False,
         limit: RateLimit | None = None,
@@ -154,6 +192,11 @@ class Copier:
         self._zero_init = zero_init
         self._backing_length = backing_length
         self._offload = copy_offload
+        self._hauls: asyncio.Semaphore | None = None
+        if haul and not (compress or salvage or copy_offload or limit or checksum) and self._step <= CHUNK:
+            self._hauls = asyncio.Semaphore(_HAULS)
+        self._stretch = self._chunk if self._hauls is None else HAUL
+        self._spared = self._patience = 0
         self._salvage = salvage
         self._limit = limit
         self._checksum = checksum
@@ -222,14 +265,14 @@ class Copier:
             if not self._zero_init or self._checksum is not None:
                 yield Piece(kind, source, at, nbytes)
         else:
-            chunk = self._chunk
+            chunk = self._stretch
             for start in _chunks(at, nbytes, chunk):
                 yield Piece(kind, source, start, min(chunk - start % chunk, at + nbytes - start))
 
     async def _look(self, source: Source, at: int, nbytes: int) -> tuple[Kind | None, int]:
         """``_ask``, on until there is a chunk's worth of what must be copied: extents may be as short as a cluster."""
         kind, found = await self._ask(source, at, nbytes)
-        while kind is Kind.COPY and found < min(self._chunk, nbytes):
+        while kind is Kind.COPY and found < min(self._stretch, nbytes):
             more, length = await self._ask(source, at + found, nbytes - found)
             if more is not kind:
                 break
@@ -246,16 +289,19 @@ class Copier:
         inside = source.exact - (at - source.origin)
         if inside <= 0:
             return Kind.ZERO, nbytes
-        base = None if self._backing_length is None else source.backing
         try:
-            status = await block_status_above(source.node, base, at - source.origin, nbytes)
+            if source.backing is None and not self._salvage:
+                kinds, length = await source.told(at - source.origin, nbytes)
+                depth = 1
+            else:
+                base = None if self._backing_length is None else source.backing
+                kinds, length, _, _, depth = await block_status_above(source.node, base, at - source.origin, nbytes)
         except BlockError as error:
             if self._salvage:
                 return Kind.COPY, min(nbytes, SECTOR)
             raise _at(error, f"error while reading block status at offset {at - source.origin}") from error
-        flags = int(status.flags)
-        length = status.length
-        if flags & _COMPRESSED and status.depth == 1:
+        flags = int(kinds)
+        if flags & _COMPRESSED and depth == 1:
             # One cluster; its neighbours, of which there mostly are many, are asked for at once.
             many = await source.node.path.co_block_statuses(at - source.origin, min(nbytes, self._chunk))
             length = sum(many[0].lengths) if many[0].flags & _COMPRESSED else length
@@ -291,20 +337,50 @@ class Copier:
                 if self._landed is not None:
                     self._landed(number, piece.offset + piece.nbytes, 0)
                 continue
-            if not await self._copied_inside(number, piece):
-                view = buffer[: piece.nbytes]
-                if piece.kind is Kind.ZERO:
-                    view[:] = bytes(piece.nbytes)
-                else:
-                    await read(piece, view)
-                await self._turn(number)
-                await write(number, piece.offset, view)
-                if self._checksum is not None:
-                    await self._checksum.update(number, view)
+            if not (await self._hauled(number, piece) or await self._copied_inside(number, piece)):
+                end = piece.offset + piece.nbytes
+                for start in range(piece.offset, end, self._chunk):
+                    part = piece._replace(offset=start, nbytes=min(self._chunk, end - start))
+                    view = buffer[: part.nbytes]
+                    if piece.kind is Kind.ZERO:
+                        view[:] = bytes(part.nbytes)
+                    else:
+                        await read(part, view)
+                    await self._turn(number)
+                    await write(number if start + part.nbytes == end else None, start, view)
+                    if self._checksum is not None:
+                        await self._checksum.update(number, view)
             self.copied += piece.nbytes
             self._meter.advance(piece.nbytes)
             if self._landed is not None:
                 self._landed(number, piece.offset + piece.nbytes, piece.nbytes)
+
+    async def _hauled(self, number: int, piece: Piece) -> bool:
+        """Whether *piece* was hauled. Where it cannot be, the next few pieces are not tried, and then twice as many."""
+        offset = piece.offset - piece.source.origin
+        if self._hauls is None or piece.kind is Kind.ZERO or offset + piece.nbytes > piece.source.exact:
+            return False
+        if self._spared:
+            self._spared -= 1
+            return False
+        source, target = piece.source.blk.root, self._target.root
+        assert source is not None
+        assert target is not None
+        job = Haul(self._step if self._sparse else 0)
+        await self._turn(number)
+        async with self._hauls:
+            self._pass_on(number)
+            try:
+                await source.co_copy_range_to(offset, target, piece.offset, piece.nbytes, job)
+            except BlockError:
+                # Reading and writing will say what is wrong, if anything is.
+                self._spared = self._patience = min(2 * self._patience + 1, _MOST_PATIENT)
+                return False
+        self._patience = 0
+        self.zeroed += job.left_out
+        self._meter.waited(Side.SOURCE, job.reading)
+        self._meter.waited(Side.TARGET, job.writing)
+        return True
 
     async def _copied_inside(self, number: int, piece: Piece) -> bool:
         """Whether the storage copied *piece* by itself. Once it cannot, it is not asked again."""
@@ -359,9 +435,9 @@ class Copier:
                 if self._on_warning is not None:
                     self._on_warning(f"error while reading offset {offset + at}: {_reason(error)}")
 
-    async def _write(self, number: int, offset: int, view: memoryview) -> None:
-        """Write the data of *view*, and zeroes where the target needs them; the last write begun ends our turn."""
-        runs = _runs(view, offset, self._step) if self._sparse else [(0, view.nbytes, True)]
+    async def _write(self, number: int | None, offset: int, view: memoryview) -> None:
+        """Write the data of *view*, and zeroes where the target needs them; with the last the turn of *number* ends."""
+        runs = data_runs(view, offset, self._step) if self._sparse else [(0, view.nbytes, True)]
         todo = [run for run in runs if run[2] or not self._zero_init]
         for start, stop, data in runs:
             if not data:
@@ -395,9 +471,9 @@ class Copier:
         if self._in_order:
             await self._writes.wait(number)
 
-    def _pass_on(self, number: int) -> None:
-        """Our last write is about to begin."""
-        if self._in_order:
+    def _pass_on(self, number: int | None) -> None:
+        """The last write of *number* is about to begin."""
+        if self._in_order and number is not None:
             self._writes.pass_on(number)
 
 
@@ -405,45 +481,6 @@ def _chunks(offset: int, nbytes: int, chunk: int) -> list[int]:
     """Where the pieces of a run begin: at its start, then at multiples of *chunk*, so that they share no cluster."""
     first = (offset // chunk + 1) * chunk
     return [offset, *range(first, offset + nbytes, chunk)]
-
-
-def _runs(view: memoryview, offset: int, step: int) -> list[tuple[int, int, bool]]:
-    """*view* as (start, stop, is data), cut at multiples of *step* of the disk.
-
-    Most data shows by its first byte that it is not zero, so one byte of each step is looked at before all of it is.
-    """
-    nbytes = view.nbytes
-    if is_zero(view):
-        return [(0, nbytes, False)]
-    first = min(-offset % step, nbytes)
-    whole = (nbytes - first) // step
-    last = first + whole * step
-    zeroes = [(0, first)] if first and is_zero(view[:first]) else []
-    heads, middles = bytes(view[first:last:step]), bytes(view[first + step // 2 : last : step])
-    index = heads.find(0)
-    while index >= 0:
-        start = first + index * step
-        if not middles[index] and is_zero(view[start : start + step]):
-            if zeroes and zeroes[-1][1] == start:
-                zeroes[-1] = (zeroes[-1][0], start + step)
-            else:
-                zeroes.append((start, start + step))
-        index = heads.find(0, index + 1)
-    if last < nbytes and is_zero(view[last:]):
-        if zeroes and zeroes[-1][1] == last:
-            zeroes[-1] = (zeroes[-1][0], nbytes)
-        else:
-            zeroes.append((last, nbytes))
-    runs: list[tuple[int, int, bool]] = []
-    at = 0
-    for start, stop in zeroes:
-        if at < start:
-            runs.append((at, start, True))
-        runs.append((start, stop, False))
-        at = stop
-    if at < nbytes:
-        runs.append((at, nbytes, True))
-    return runs
 
 
 def _reason(error: BlockError) -> str:

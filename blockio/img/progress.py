@@ -64,6 +64,11 @@ class Meter:
         """*function*, noticing how long *side* takes for it; *function* itself where nobody asks."""
         return function if self._waits is None else self._waits.timed(side, function)
 
+    def waited(self, side: Side, seconds: float) -> None:
+        """*side* took that long for something that ``timed`` could not see."""
+        if self._waits is not None:
+            self._waits.waited(side, seconds)
+
     def advance(self, nbytes: int) -> None:
         """*nbytes* more are done."""
         self.done += nbytes
@@ -136,6 +141,10 @@ class _Waits:
                 waited[side] += clock() - began
 
         return noticed
+
+    def waited(self, side: Side, seconds: float) -> None:
+        """See ``Meter.waited``."""
+        self._waited[side] += seconds
 
     def lately(self) -> Side | None:
         """What was waited for in the last window that is over."""

@@ -39,11 +39,13 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from blockio.aio.flight import Flight
+    from blockio.aio.hauling import Haul, Put
     from blockio.buffers import IoVector
     from blockio.driver.child import Child
     from blockio.driver.debug import DebugListener
     from blockio.graph.holes import Holes
     from blockio.graph.node import BlockNode
+    from blockio.graph.path import Cargo
 
 __all__ = ["NodeIO"]
 
@@ -446,22 +448,24 @@ class NodeIO:
         async with self.request(0, 0):
             return await status.is_allocated_above(self.node, base, offset, nbytes)
 
-    async def co_copy_range_to(self, offset: int, target: Edge, target_offset: int, nbytes: int) -> None:
-        """Copy to *target* inside the storage; UnsupportedFeature where it must be read and written instead."""
+    async def co_copy_range_to(
+        self, offset: int, target: Edge, target_offset: int, nbytes: int, haul: Haul | None = None
+    ) -> None:
+        """Copy to *target* inside the storage, or by *haul*; UnsupportedFeature where it must be read and written."""
         from blockio.io.copy import copy_to  # few copy without looking, here as below
 
         check_transfer(offset, nbytes)
         check_transfer(target_offset, nbytes)
         self.driver()
         if nbytes:
-            await copy_to(self, offset, target, target_offset, nbytes)
+            await copy_to(self, offset, target, target_offset, nbytes, haul)
 
-    async def co_copy_range_from(self, source: BlockDriver, source_offset: int, offset: int, nbytes: int) -> None:
-        """Take bytes that lie in *source*; the other end of ``co_copy_range_to``."""
+    async def co_copy_range_from(self, cargo: Cargo, offset: int, nbytes: int, *, packed: bool = False) -> list[Put]:
+        """Take bytes that lie elsewhere; the other end of ``co_copy_range_to``. See ``blockio.io.copy.copy_from``."""
         from blockio.io.copy import copy_from
 
         check_transfer(offset, nbytes)
-        await copy_from(self, source, source_offset, offset, nbytes)
+        return await copy_from(self, cargo, offset, nbytes, packed=packed)
 
     # -- fast lane
 

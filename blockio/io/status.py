@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from blockio.driver.base import FilterDriver, FormatDriver
+from blockio.driver.base import DriverKind, FilterDriver, FormatDriver
+from blockio.graph.edge import Edge
 from blockio.graph.holes import Holes, look_below
 from blockio.io import mapped
 from blockio.types import BlockStatus, BlockStatuses, ExtentKind, StatusFlags
@@ -98,8 +99,30 @@ async def block_statuses(io: NodeIO, offset: int, nbytes: int, holes: Holes | No
         extents = driver.try_map_many(offset, min(nbytes, driver.length - offset))
         if extents:
             return await _told(io, driver, offset, extents, Holes() if holes is None else holes)
+    elif io.maps_status is None and 0 <= offset < io.driver().length and align <= _SECTOR and not offset & (align - 1):
+        row = await _row(io, offset, min(nbytes, io.driver().length - offset))
+        if row:
+            return row
     flags, length, host, name, _ = await block_status(io, offset, nbytes, want_zero=True)
     return [BlockStatuses(flags, [length], [host], name)]
+
+
+async def _row(io: NodeIO, offset: int, nbytes: int) -> list[BlockStatuses]:
+    """The answers of a driver without a mapping, or of the file of one that is no more than a window on it.
+
+    Empty where there is something to ``block_status`` that this knows nothing of.
+    """
+    driver = io.driver()
+    if driver.kind is DriverKind.PROTOCOL:
+        return [
+            BlockStatuses(status.flags | StatusFlags.ALLOCATED, [status.length], [status.host_offset], status.node_name)
+            for status in await driver.co_block_statuses(offset, nbytes)
+        ]
+    flags, length, host, _, child = await _ask(io, driver, offset, nbytes, True)
+    if flags & _RAW and isinstance(child, Edge):
+        row = await child.node.path.co_block_statuses(host, length)
+        return row if row[0].lengths[0] else []
+    return []
 
 
 async def _told(

@@ -14,11 +14,12 @@ from blockio.types import Capability, RequestFlags
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from blockio.aio.hauling import Put
     from blockio.buffers import IoVector
     from blockio.driver.base import BlockDriver
     from blockio.types import BlockLimits
 
-__all__ = ["called", "preadv", "pwrite_zeroes", "pwritev"]
+__all__ = ["called", "hauled", "preadv", "pwrite_zeroes", "pwritev"]
 
 _FUA = int(RequestFlags.FUA)
 _WRITE_FLAGS = int(RequestFlags.FUA | RequestFlags.WRITE_UNCHANGED)
@@ -57,6 +58,21 @@ async def called(driver: BlockDriver, operation: str, call: Awaitable[object]) -
     except OSError as error:
         _check_errno(driver, operation, error)
         raise
+
+
+async def hauled(driver: BlockDriver, nbytes: int, call: Awaitable[list[Put]]) -> list[Put]:
+    """Await *call*, ``driver.co_haul_to`` of *nbytes*: what was put where."""
+    try:
+        puts = await call
+    except OSError as error:
+        _check_errno(driver, "co_haul_to", error)
+        raise
+    at = 0
+    for start, stop, _ in puts:
+        if not at <= start < stop <= nbytes:
+            raise _breach(driver, f"co_haul_to put bytes {start} to {stop} of {nbytes}, behind {at}")
+        at = stop
+    return puts
 
 
 # The two below do what ``called`` does in place: they are on the path of every request, and one coroutine less counts.

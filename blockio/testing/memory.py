@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from blockio.aio.context import AioContext
     from blockio.aio.flight import Flight
+    from blockio.aio.hauling import Haul
     from blockio.driver.child import Child
     from blockio.driver.debug import DebugListener
     from blockio.driver.host import FrozenChain
@@ -130,7 +131,9 @@ class MemoryChild:
         flags = StatusFlags.DATA | StatusFlags.ALLOCATED | StatusFlags.OFFSET_VALID
         return BlockStatus(flags, nbytes, offset, self.node_name)
 
-    async def co_copy_range_to(self, offset: int, target: Child, target_offset: int, nbytes: int) -> None:
+    async def co_copy_range_to(
+        self, offset: int, target: Child, target_offset: int, nbytes: int, haul: Haul | None = None
+    ) -> None:
         """Never possible."""
         raise BlockError(errno=errno.ENOTSUP)
 

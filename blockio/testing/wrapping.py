@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from blockio.aio.flight import Flight
+    from blockio.aio.hauling import Haul
     from blockio.buffers import IoVector
     from blockio.driver.base import ChildOpener
     from blockio.driver.child import Child
@@ -135,9 +136,11 @@ class PassingChild:
         """The child's."""
         return await self.child.co_block_status(offset, nbytes, want_zero=want_zero)
 
-    async def co_copy_range_to(self, offset: int, target: Child, target_offset: int, nbytes: int) -> None:
+    async def co_copy_range_to(
+        self, offset: int, target: Child, target_offset: int, nbytes: int, haul: Haul | None = None
+    ) -> None:
         """The child's."""
-        await self.child.co_copy_range_to(offset, target, target_offset, nbytes)
+        await self.child.co_copy_range_to(offset, target, target_offset, nbytes, haul)
 
     async def co_get_info(self) -> BlockInfo:
         """The child's."""

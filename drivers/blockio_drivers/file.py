@@ -40,7 +40,7 @@ from blockio_drivers.posix.opening import (
     opened_in_worker,
     same_storage,
 )
-from blockio_drivers.posix.space import DataRange, Space, find_data, resize_file
+from blockio_drivers.posix.space import DataRange, Space, find_all_data, find_data, resize_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -49,12 +49,16 @@ if TYPE_CHECKING:
 
     from blockio.aio.context import AioContext
     from blockio.aio.flight import Flight
+    from blockio.aio.hauling import Haul, Put
     from blockio.buffers import IoVector
     from blockio.driver.base import BlockDriver
 
 __all__ = ["FileCreateOptions", "FileDriver", "FileOptions", "HostDeviceCreateOptions", "HostDeviceDriver"]
 
 _FUA: Final = int(RequestFlags.FUA)
+_MOST_RANGES: Final = 512
+"""How many ranges of data are asked for at once: a millisecond's worth."""
+
 _MAY_UNMAP: Final = int(RequestFlags.MAY_UNMAP)
 _NO_FALLBACK: Final = int(RequestFlags.NO_FALLBACK)
 _DATA: Final = StatusFlags.DATA | StatusFlags.OFFSET_VALID
@@ -401,6 +405,29 @@ class FileDriver(ProtocolDriver):
             return BlockStatus(_HOLE, min(nbytes, start - offset), offset, node)
         return BlockStatus(_DATA, min(nbytes, end - offset), offset, node)
 
+    async def co_block_statuses(self, offset: int, nbytes: int) -> list[BlockStatus]:
+        """By one look in one worker, of at most ``_MOST_RANGES`` ranges of data. Nothing of it is remembered."""
+        if self._holes_unknown:
+            return await super().co_block_statuses(offset, nbytes)
+        try:
+            found = await self._engine.run(find_all_data, self._file.fd, offset, offset + nbytes, _MOST_RANGES)
+        except OSError:
+            return await super().co_block_statuses(offset, nbytes)
+        node, align, end = self.host.node_name, self.limits().request_alignment, offset + nbytes
+        statuses: list[BlockStatus] = []
+        at = offset
+        for data in found:
+            start, stop = min(data.start & -align, end), min((data.end + align - 1) & -align, end)
+            if start > at:
+                statuses.append(BlockStatus(_HOLE, start - at, at, node))
+                at = start
+            if stop > at:
+                statuses.append(BlockStatus(_DATA, stop - at, at, node))
+                at = stop
+        if at < end and len(found) < _MOST_RANGES:
+            statuses.append(BlockStatus(_HOLE, end - at, at, node))
+        return statuses
+
     async def co_pwrite_zeroes(self, offset: int, nbytes: int, flags: RequestFlags | int) -> None:
         """By the file system; MAY_UNMAP gives the space back."""
         self._data = _NO_RANGE
@@ -449,6 +476,19 @@ class FileDriver(ProtocolDriver):
                 nbytes -= done
         finally:
             target._data = _NO_RANGE
+
+    @property
+    def hauls(self) -> bool:
+        """Not with O_DIRECT, whose transfers have rules of their own."""
+        return self._file.dio is None
+
+    async def co_haul_to(
+        self, offset: int, target: BlockDriver, target_offset: int, nbytes: int, haul: Haul, phase: int, *, packed: bool
+    ) -> list[Put]:
+        """By one worker, through the page cache."""
+        if not (isinstance(target, FileDriver) and self.hauls and target.hauls):
+            raise UnsupportedFeature
+        return await self._engine.haul(haul, offset, target._engine, target_offset, nbytes, phase, packed=packed)
 
     async def co_ioctl(self, request: int, buf: Buffer | int) -> int:
         """The file's own request, in a worker."""

@@ -157,7 +157,7 @@ def beneath() -> set[str]:
         ("img check disk.qcow2", 148),
         ("img map disk.qcow2", 143),
         ("img compare disk.raw disk.qcow2", 147),
-        ("img convert -f raw -O qcow2 disk.raw plain.qcow2", 159),
+        ("img convert -f raw -O qcow2 disk.raw plain.qcow2", 161),
         ("img convert -f qcow2 -O raw disk.qcow2 plain.raw", 158),
     ],
 )

@@ -45,9 +45,11 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from blockio.aio.flight import Flight
+    from blockio.aio.hauling import Haul, Put
     from blockio.graph.edge import Edge
     from blockio.graph.holes import Holes
     from blockio.graph.node import BlockNode
+    from blockio.graph.path import Cargo
 
 MAGIC = b"TOY!"
 
@@ -130,10 +132,12 @@ class Path:
     async def co_is_allocated_above(self, base: BlockNode | None, offset: int, nbytes: int) -> tuple[int, int]:
         return 1, nbytes
 
-    async def co_copy_range_to(self, offset: int, target: Edge, target_offset: int, nbytes: int) -> None:
+    async def co_copy_range_to(
+        self, offset: int, target: Edge, target_offset: int, nbytes: int, haul: Haul | None = None
+    ) -> None:
         raise BlockError(errno=errno.ENOTSUP)
 
-    async def co_copy_range_from(self, source: BlockDriver, source_offset: int, offset: int, nbytes: int) -> None:
+    async def co_copy_range_from(self, cargo: Cargo, offset: int, nbytes: int, *, packed: bool = False) -> list[Put]:
         raise BlockError(errno=errno.ENOTSUP)
 
     async def co_get_info(self) -> BlockInfo:

@@ -7,7 +7,8 @@ from itertools import pairwise
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from blockio.img.copying import CHUNK, _chunks, _runs
+from blockio.buffers import data_runs
+from blockio.img.copying import CHUNK, _chunks
 
 
 def naive(data: bytes, offset: int, step: int) -> list[tuple[int, int, bool]]:
@@ -36,7 +37,7 @@ def test_runs_are_what_looking_at_every_byte_finds(picture: str, shift: int, tai
     blocks = {"0": bytes(8), "x": b"x" * 8, ".": bytes(6) + b".\0"}
     data = b"".join(blocks[letter] for letter in picture)
     data = data[: len(data) - tail] or b"\0"
-    assert _runs(memoryview(data), shift, step) == naive(data, shift, step)
+    assert data_runs(memoryview(data), shift, step) == naive(data, shift, step)
 
 
 @given(offset=st.integers(0, 5 * CHUNK), nbytes=st.integers(1, 5 * CHUNK))

@@ -60,6 +60,18 @@ def find_data(fd: int, offset: int) -> DataRange | None:
     return DataRange(start, end)
 
 
+def find_all_data(fd: int, offset: int, end: int, most: int) -> list[DataRange]:
+    """``find_data`` again and again, up to *end* or *most* times; the last may begin behind *end*, or be missing."""
+    found: list[DataRange] = []
+    while offset < end and len(found) < most:
+        data = find_data(fd, offset)
+        if data is None:
+            break
+        found.append(data)
+        offset = data.end
+    return found
+
+
 class Space:
     """What can be done with the space of one open file. All offsets and lengths in bytes, within alignment."""
 

@@ -21,8 +21,9 @@ from blockio_drivers.qcow2.tables import COMPRESSED, L2_OFFSET_MASK
 
 if TYPE_CHECKING:
     from array import array
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
+    from blockio.aio.hauling import Put
     from blockio_drivers.qcow2.allocator import Allocator
     from blockio_drivers.qcow2.cache import Slice
     from blockio_drivers.qcow2.image import Image
@@ -81,6 +82,7 @@ class NewRoom(Allocation):
             # Also past the disk's end: whoever makes it longer expects zeroes there, not what the cluster held before.
             cow_tail=((plan.end - first) << bits) - inside - length,
             fresh=fresh,
+            divisible=writer.divisible and not plan.room,
         )
         self._writer = writer
         self._slice = found
@@ -91,6 +93,20 @@ class NewRoom(Allocation):
     async def link(self) -> None:
         """Put the clusters into the L2 table (in memory; written back in order), let go of what was there."""
         self.enter()
+        self.leave()
+
+    async def link_parts(self, puts: Sequence[Put]) -> None:
+        """As ``link`` for the clusters that *puts* reach; the others were never anybody's."""
+        writer, used = self._writer, self._room
+        for start, stop, at in puts:
+            first = self.host_offset + at - ((self.offset + start) & writer.mask)
+            if first > used:
+                writer.give_back(used, first - used)
+            writer.enter_part(self._slice, self.offset + start, stop - start, first)
+            used = (self.host_offset + at + stop - start + writer.mask) & ~writer.mask
+        end = self._room + self._hold.end - self._hold.start
+        if used < end:
+            writer.give_back(used, end - used)
         self.leave()
 
     async def reserve(self) -> None:
@@ -124,9 +140,11 @@ class Writer:
         self._mapping = mapping
         self._allocator = allocator
         self._write_back = write_back
+        self.divisible = not (image.geometry.extended_l2 or image.geometry.data_file)
+        """New clusters can be used one by one: each all for data or for nothing, and anywhere."""
         self._bits = image.geometry.cluster_bits
         self._cluster = image.geometry.cluster_size
-        self._mask = image.geometry.cluster_mask
+        self.mask = image.geometry.cluster_mask
         self._sub_bits = image.geometry.subcluster_bits
         self._sub_mask = image.geometry.subcluster_mask
 
@@ -149,7 +167,7 @@ class Writer:
             await self._write_back.relieve()
         mapping = self._mapping
         key = offset >> mapping.slice_shift
-        start = offset & ~self._mask
+        start = offset & ~self.mask
         waited = False
         while True:
             found = mapping.writable(key)
@@ -201,7 +219,7 @@ class Writer:
 
     async def _new_room(self, found: Slice[array[int]], offset: int, nbytes: int) -> NewRoom:
         mapping = self._mapping
-        start = offset & ~self._mask
+        start = offset & ~self.mask
         busy = self.locks.overlapping(start, offset - start + nbytes)
         if busy:  # not the first cluster: our caller made sure of that
             nbytes = busy[0].start - offset
@@ -212,7 +230,7 @@ class Writer:
             raise mapping.corruption(error, offset, at) from None
         inside = offset & self._sub_mask
         end = offset - inside + ((plan.end - at) << self._sub_bits)
-        held = ((end + self._mask) & ~self._mask) - start
+        held = ((end + self.mask) & ~self.mask) - start
         hold = self.locks.hold(start, held)
         found.pins += 1
         try:
@@ -229,6 +247,11 @@ class Writer:
         self.let_go(self._mapping.entries.enter(found.table, plan, room, data=data), discard=False)
         self._mapping.mark(found, plan.start, plan.end)
         self.image.unstable = True  # the data we now point at
+
+    def enter_part(self, found: Slice[array[int]], offset: int, nbytes: int, room: int) -> None:
+        """As ``enter``, for guest bytes that fill clusters from host offset *room* on, or reach into the disk's end."""
+        at, stop = self._mapping.span(offset, nbytes)
+        self.enter(found, self._mapping.entries.plan(found.table, at, stop), room)
 
     def let_go(self, entries: Iterable[int], *, discard: bool) -> None:
         """No L2 entry in memory is one of *entries* any more: free what they held, when that is safe."""

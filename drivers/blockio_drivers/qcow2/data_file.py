@@ -124,7 +124,7 @@ class DataFileWriter(Writer):
                 await mapping.make_writable(key)
                 continue
             length = self._length_in_place(found, offset, nbytes)
-            start, held = (offset, length) if length else (offset & ~self._mask, self._cluster)
+            start, held = (offset, length) if length else (offset & ~self.mask, self._cluster)
             if await self.wait_for(start, held, again=waited):
                 waited = True
             elif length:

@@ -80,6 +80,7 @@ class Qcow2Driver(Qcow2Lifecycle):
         discard=Capability.NATIVE,
         fua=Capability.EMULATED,
         write_compressed=Capability.NATIVE,
+        copy_range=Capability.NATIVE,
         resize=Capability.NATIVE,
         backing=True,
         zero_flags=RequestFlags.MAY_UNMAP | RequestFlags.NO_FALLBACK,

@@ -1,0 +1,189 @@
+"""Hauling: a stretch of one file copied into another by a worker, without its zeroes."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from blockio.aio import hauling, syscalls
+from blockio.aio.context import AioContext
+from blockio.aio.engine import choose_engine
+from blockio.aio.hauling import Haul, Put, haul
+from blockio.aio.threads import WorkerPool
+from blockio.errors import BlockError, UnsupportedFeature
+from tests.support.qemu import pattern
+
+STEP = 512
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[tuple[int, int]]:
+    """A file of 64 KiB and an empty one."""
+    (tmp_path / "source").write_bytes(pattern(64 << 10))
+    source = os.open(tmp_path / "source", os.O_RDONLY)
+    target = os.open(tmp_path / "target", os.O_RDWR | os.O_CREAT)
+    yield source, target
+    os.close(source)
+    os.close(target)
+
+
+def hauled(job: Haul, content: bytes, offset: int, room: int, phase: int, *, packed: bool) -> tuple[list[Put], bytes]:
+    """What ``haul`` makes of a file with *content* behind *offset*, and of a target full of dots."""
+    source, target = os.memfd_create("source"), os.memfd_create("target")
+    try:
+        os.pwrite(source, content, offset)
+        os.pwrite(target, b"." * (room + len(content)), 0)
+        puts = haul(job, source, offset, target, room, len(content), phase, packed=packed, reserve=False)
+        return puts, os.pread(target, 1 << 20, 0)
+    finally:
+        os.close(source)
+        os.close(target)
+
+
+@given(
+    picture=st.text("0x.", min_size=1, max_size=20),
+    lead=st.integers(0, STEP - 1),
+    tail=st.integers(0, STEP - 1),
+    pieces=st.sampled_from([1, 2, 5, 4096]),
+    packed=st.booleans(),
+)
+@example(picture="0x0x", lead=100, tail=0, pieces=1, packed=True)
+@example(picture="00x", lead=1, tail=7, pieces=2, packed=True)
+@example(picture="x00", lead=0, tail=5, pieces=2, packed=False)
+def test_what_is_not_zero_arrives_where_it_shall(picture: str, lead: int, tail: int, pieces: int, packed: bool) -> None:
+    """Each letter is a step of the disk; the stretch begins *lead* bytes into the first, and ends before the last's."""
+    letters = {"0": bytes(STEP), "x": b"x" * STEP, ".": bytes(STEP - 2) + b".\0"}
+    whole = b"".join(letters[letter] for letter in picture)
+    content = whole[lead : len(whole) - (tail if len(picture) > 1 else 0)]
+    steps = [whole[at : at + STEP] for at in range(0, len(whole), STEP)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hauling, "PIECE", pieces * STEP)
+        patch.setattr(hauling._memory, "view", memoryview(bytearray(pieces * STEP)), raising=False)
+        job = Haul(STEP)
+        puts, found = hauled(job, content, 3 * STEP + lead, STEP + lead, STEP - lead, packed=packed)
+    expected = bytearray(b"." * (STEP + lead + len(content)))
+    put_bytes = at = moved = 0
+    for number in range(len(steps)):
+        start, stop = max(0, number * STEP - lead), min(len(content), (number + 1) * STEP - lead)
+        part = content[start:stop]
+        if any(part):
+            at = STEP + lead + start - moved
+            expected[at : at + len(part)] = part
+            put_bytes += len(part)
+        elif packed and not (number == 0 and lead):
+            moved += stop - start
+    assert found == expected
+    assert sum(put.stop - put.start for put in puts) == put_bytes
+    assert job.left_out == len(content) - put_bytes
+    assert all(one.stop <= two.start for one, two in pairwise(puts))
+    for put in puts:
+        there = STEP + lead + put.at
+        assert found[there : there + put.stop - put.start] == content[put.start : put.stop]
+
+
+@pytest.mark.parametrize("reserve", [True, False])
+def test_everything_is_written_where_no_zeroes_are_looked_for(pair: tuple[int, int], reserve: bool) -> None:
+    source, target = pair
+    os.pwrite(target, b"behind" * 100, 70_000)
+    assert haul(Haul(0), source, 4096, target, 512, 50_000, 17, packed=False, reserve=reserve) == [Put(0, 50_000, 0)]
+    assert os.pread(target, 50_000, 512) == os.pread(source, 50_000, 4096)
+    assert os.fstat(target).st_size == 70_600
+    assert os.pread(target, 20, 70_000) == b"behindbehindbehindbe"
+
+
+def test_room_is_asked_for_before_it_is_filled(pair: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """And where it is not to be had, not again: the writes say what is wrong, or that nothing is."""
+    asked: list[tuple[int, int, int]] = []
+
+    def fallocate(fd: int, mode: int, offset: int, nbytes: int) -> None:
+        assert os.fstat(fd).st_size <= offset
+        asked.append((mode, offset, nbytes))
+        if len(asked) == 2:
+            raise OSError(errno.EOPNOTSUPP, "no")
+
+    monkeypatch.setattr(syscalls, "fallocate", fallocate)
+    monkeypatch.setattr(hauling, "PIECE", 16 << 10)
+    assert haul(Haul(0), *(pair[0], 0, pair[1], 0), 64 << 10, 0, packed=False, reserve=True) == [Put(0, 64 << 10, 0)]
+    assert asked == [(syscalls.FALLOC_FL_KEEP_SIZE, at << 14, 16 << 10) for at in (0, 1)]
+    assert os.pread(pair[1], 64 << 10, 0) == pattern(64 << 10)
+
+
+def test_which_file_systems_want_to_be_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fd = os.open(tmp_path, os.O_RDONLY)
+    try:
+        monkeypatch.setattr(syscalls, "file_system", lambda _: 0xEF53)
+        assert hauling.reserves_by_page(fd)
+        monkeypatch.undo()
+        assert syscalls.file_system(fd) > 0
+    finally:
+        os.close(fd)
+    assert not hauling.reserves_by_page(fd)
+    memory = os.memfd_create("memory")
+    assert syscalls.file_system(memory) == 0x01021994  # tmpfs
+    assert not hauling.reserves_by_page(memory)
+    os.close(memory)
+
+
+def test_a_source_that_ends_before(pair: tuple[int, int]) -> None:
+    with pytest.raises(UnsupportedFeature):
+        haul(Haul(STEP), pair[0], 60 << 10, pair[1], 0, 8 << 10, 0, packed=False, reserve=False)
+
+
+def test_a_target_that_takes_no_more(pair: tuple[int, int]) -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    with pytest.raises(OSError, match="No space left"):
+        haul(Haul(0), pair[0], 0, full, 0, 4096, 0, packed=False, reserve=True)
+    os.close(full)
+
+
+async def test_an_engine_says_what_was_wrong_and_works_on(tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(pattern(8192))
+    (tmp_path / "target").touch()
+    source, target = os.open(tmp_path / "source", os.O_RDONLY), os.open(tmp_path / "target", os.O_RDWR)
+    blind = os.open(tmp_path / "target", os.O_RDONLY)
+    one, two, three = (choose_engine(fd) for fd in (source, target, blind))
+    try:
+        with pytest.raises(BlockError) as caught:
+            await one.haul(Haul(0), 0, three, 0, 8192, 0, packed=False)
+        assert caught.value.errno == errno.EBADF
+        assert await one.haul(Haul(0), 0, two, 0, 8192, 0, packed=False) == [Put(0, 8192, 0)]
+        assert (tmp_path / "target").read_bytes() == pattern(8192)
+    finally:
+        for engine, fd in ((one, source), (two, target), (three, blind)):
+            engine.close()
+            os.close(fd)
+
+
+async def test_cancelled_it_is_awaited_to_its_end(pair: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The descriptors may be closed when CancelledError arrives."""
+    one, two = (choose_engine(fd) for fd in pair)
+    begun = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    ended: list[bool] = []
+
+    def slow(*args: object, **kwargs: object) -> list[Put]:
+        loop.call_soon_threadsafe(begun.set)
+        asyncio.run_coroutine_threadsafe(released.wait(), loop).result()
+        ended.append(True)
+        return []
+
+    released = asyncio.Event()
+    monkeypatch.setattr(hauling, "haul", slow)
+    task = asyncio.create_task(one.haul(Haul(0), 0, two, 0, 8192, 0, packed=False))
+    await begun.wait()
+    task.cancel()
+    loop.call_later(0, released.set)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended
+    one.close()
+    two.close()
+    assert AioContext.current().shared(WorkerPool) is None
