@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from itertools import repeat
-from operator import add, le
+from itertools import compress, count, repeat
+from operator import add, le, not_
 from typing import TYPE_CHECKING, Final
 
 from blockio.types import INT_MAX, StatusFlags
@@ -66,12 +66,18 @@ class Stretches:
     def __len__(self) -> int:
         return len(self._starts)
 
-    def flags(self, offsets: list[int], lengths: list[int]) -> list[int] | None:
-        """The flags of places that are each in one stretch; None where one is not, or is not known."""
+    def flags(self, offsets: list[int], lengths: list[int]) -> list[int | None]:
+        """The flags of places; None for one that is not in one stretch, or is not known."""
+        first = bisect_right(self._starts, min(offsets))
+        if max(offsets) + max(lengths) <= self._ends[first]:  # often all are in one
+            return [self._flags[first]] * len(offsets)
         at = list(map(bisect_right, repeat(self._starts), offsets))
-        if all(map(le, map(add, offsets, lengths), map(self._ends.__getitem__, at))):
-            return list(map(self._flags.__getitem__, at))
-        return None
+        flags: list[int | None] = list(map(self._flags.__getitem__, at))
+        inside = list(map(le, map(add, offsets, lengths), map(self._ends.__getitem__, at)))
+        if not all(inside):
+            for index in compress(count(), map(not_, inside)):
+                flags[index] = None
+        return flags
 
     def parts(self, offset: int, nbytes: int) -> list[tuple[int, int, int]]:
         """A place in pieces of one kind each: offset, length, flags. Empty where not all of it is known."""

@@ -6,6 +6,7 @@ layer only; ``block_status_above`` asks the layers below until one of them has t
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
 from blockio.driver.base import DriverKind, FilterDriver, FormatDriver
@@ -164,7 +165,7 @@ class _Row:
             self._offset += sum(lengths)
         if self._offset == self._driver.length and not self.unknown:
             last = self._found[-1]
-            self._add(int(last.flags) | _EOF, last.lengths.pop(), last.host_offsets.pop(), last.node_name)
+            self._add(int(last.flags) | _EOF, [last.lengths.pop()], [last.host_offsets.pop()], last.node_name)
             if not last.lengths:
                 self._found.remove(last)
         return self._found
@@ -181,33 +182,34 @@ class _Row:
         offset = self._offset
         for length, host in zip(lengths, hosts, strict=True):
             below = _zero_without_backing(self._io, offset, True) if self._driver.capabilities.backing else 0
-            self._add(flags | below, length, host, name)
+            self._add(flags | below, [length], [host], name)
             offset += length
 
     def _look(self, known: Stretches, lengths: list[int], hosts: list[int], child: Child) -> None:
         """At data that may be a hole."""
         name = child.node_name
-        flags = known.flags(hosts, lengths)
-        if flags is None:
-            for length, host in zip(lengths, hosts, strict=True):
+        at = 0
+        for zero, same in groupby(known.flags(hosts, lengths)):
+            after = at + len(list(same))
+            if zero is not None:
+                self._add(_STORED | zero, lengths[at:after], hosts[at:after], name)
+                at = after
+                continue
+            for length, host in zip(lengths[at:after], hosts[at:after], strict=True):
                 parts = known.parts(host, length)
-                for at, part, zero in parts:
-                    self._add(_STORED | zero, part, at, name)
+                for start, part, its in parts:
+                    self._add(_STORED | its, [part], [start], name)
                 if not parts:
                     self.unknown.setdefault(child, []).append((host, length))
-        elif flags.count(flags[0]) == len(flags):
-            self._found.append(BlockStatuses(_as_flags(_STORED | flags[0]), lengths[:], hosts[:], name))
-        else:
-            for zero, length, host in zip(flags, lengths, hosts, strict=True):
-                self._add(_STORED | zero, length, host, name)
+            at = after
 
-    def _add(self, flags: int, length: int, host: int, name: str) -> None:
+    def _add(self, flags: int, lengths: list[int], hosts: list[int], name: str) -> None:
         last = self._found[-1] if self._found else None
         if last is not None and last.flags == flags and last.node_name == name:
-            last.lengths.append(length)
-            last.host_offsets.append(host)
+            last.lengths.extend(lengths)
+            last.host_offsets.extend(hosts)
         else:
-            self._found.append(BlockStatuses(_as_flags(flags), [length], [host], name))
+            self._found.append(BlockStatuses(_as_flags(flags), lengths, hosts, name))
 
 
 _FLAGS: Final[dict[int, StatusFlags]] = {}

@@ -54,8 +54,10 @@ async def test_what_is_learnt_is_what_is_there(picture: str, steps: list[list[tu
             assert [at for at, _, _ in parts] == [offset + sum(n for _, n, _ in parts[:i]) for i in range(len(parts))]
             assert "".join("#."[bool(zero)] * (n // SECTOR) for _, n, zero in parts) == file.kinds(offset, nbytes)
         flags = known.flags(*map(list, zip(*learnt, strict=True)))
-        if flags is not None:
-            assert [{"#."[bool(zero)]} for zero in flags] == [set(file.kinds(*place)) for place in learnt]
+        for zero, place in zip(flags, learnt, strict=True):
+            assert zero is None or set(file.kinds(*place)) == {"#."[bool(zero)]}
+            assert zero is not None or len(known.parts(*place)) > 1
+            assert known.flags([place[0]], [place[1]]) == [zero]
         asked = file.asked
         await known.learn(learnt)
         assert file.asked == asked
@@ -65,7 +67,7 @@ async def test_what_is_learnt_is_what_is_there(picture: str, steps: list[list[tu
 
 async def test_what_was_never_asked_is_not_known() -> None:
     known = Holes().of(cast(Child, File("##..##")))
-    assert known.flags([0], [SECTOR]) is None
+    assert known.flags([0], [SECTOR]) == [None]
     assert known.parts(0, SECTOR) == []
     await known.learn([(4 * SECTOR, SECTOR)])
     assert known.parts(SECTOR, 8 * SECTOR) == []

@@ -13,6 +13,7 @@ import pytest
 from blockio.errors import BlockError, CorruptImage, LimitExceeded
 from blockio.testing.memory import MemoryChild
 from blockio.types import Limits
+from blockio_drivers.qcow2 import check_l2
 from blockio_drivers.qcow2.check import References, check_image
 from blockio_drivers.qcow2.header import Header
 from blockio_drivers.qcow2.tables import ALL_ZERO, COMPRESSED, COPIED, ZERO
@@ -199,6 +200,10 @@ def qemus(path: Path) -> tuple[dict[str, int], list[str]]:
 
 async def assert_same_as_qemu(image: Craft, path: Path) -> list[str]:
     result, lines = await check(image)
+    for piece in (1, 3):  # where a few entries are many, what they say together is what each says
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(check_l2, "_PIECE", piece)
+            assert await check(image) == (result, lines)
     counts, theirs = qemus(image.save(path))
     ours = {
         "check-errors": result.check_errors,
@@ -263,8 +268,11 @@ async def test_random_damage_to_tables(tmp_path: Path) -> None:
     for cluster in dice.sample(range(64), 30):
         sound.map(cluster, b"x")
     areas = [sound.header.l1_table_offset, sound.entry(sound.header.refcount_table_offset), sound.l2_entry_at(0)]
-    for _ in range(12):
+    for run in range(12):
         image = Craft(sound.data)
+        if run % 3 == 0:
+            twice, again = (image.l2_entry_at(cluster) for cluster in dice.sample(range(64), 2))
+            image.put_entry(twice, image.entry(again))
         for _ in range(dice.randrange(1, 4)):
             # Not the lowest bits of an L1 entry: QEMU goes on to read a crooked table, we do not.
             at = dice.choice(areas) + dice.randrange(64) * 8 + dice.choice([0, 1, 4, 5])

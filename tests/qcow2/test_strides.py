@@ -7,7 +7,7 @@ from array import array
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockio_drivers.qcow2.strides import run_length, run_starts
+from blockio_drivers.qcow2.strides import any_shown, run_length, run_starts, shifted
 from blockio_drivers.qcow2.tables import COMPRESSED, COPIED, L2_OFFSET_MASK, ZERO
 
 ALL = (1 << 64) - 1
@@ -30,6 +30,9 @@ def test_a_run_ends_where_a_loop_ends_it(
         table[at % count] ^= 1 << bit
     start = data.draw(st.integers(0, count - 1))
     stop = data.draw(st.integers(start + 1, count))
+    assert any_shown(table, mask) == any(word & mask for word in table)
+    high = mask & -512
+    assert shifted(table, high, 9).tolist() == [(word & high) >> 9 for word in table]
     expected, here = table[start] & mask, start + 1
     while here < stop and table[here] & mask == expected + (here - start) * step:
         here += 1

@@ -554,8 +554,8 @@ class Allocator:
         async with self._lock:
             for key in range(self._blocks_end << (self._block_bits - self._slice_bits)):
                 if self._block_offset(key):
-                    values = self._codec.decode((await self.cache.get(key)).table)
-                    total += len(values) - values.count(0)
+                    low = self._codec.low_bytes((await self.cache.get(key)).table)
+                    total += len(low) - low.count(0)
         return total
 
     # -- the end of the file

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from blockio.buffers import IoVector, is_zero
@@ -114,6 +114,16 @@ class References:
         if total >= _SATURATED or total > self.maximum or self.counts[begin:end] != bytes((seen,)) * count:
             return False
         self.counts[begin:end] = bytes((total,)) * count
+        return True
+
+    def add_each(self, clusters: Sequence[int], weight: int) -> bool:
+        """Count *weight* more for each of *clusters*; False: not done, they must be counted singly."""
+        counts = self.counts
+        most = max(map(counts.__getitem__, clusters)) + weight
+        if most > min(_SATURATED - 1, self.maximum) or len(set(clusters)) < len(clusters):
+            return False
+        for cluster in clusters:
+            counts[cluster] += weight
         return True
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import sys
 from array import array
+from itertools import compress
 from typing import TYPE_CHECKING, Final
 
 from blockio.buffers import is_zero
-from blockio_drivers.qcow2.strides import run_length
+from blockio_drivers.qcow2.strides import LANES, any_shown, run_length, run_starts, shifted
 from blockio_drivers.qcow2.tables import COMPRESSED, COPIED, L2_OFFSET_MASK, L2_RESERVED_MASK
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ class L2Walk:
         """Count entries *start* to *stop*.
 
         Most tables are long runs: nothing at all, or clusters side by side that only this table owns. Both are
-        told from their ends and one comparison; what is neither is halved until little is left to go through.
+        told from their ends and one comparison; what is neither, nor many single clusters, is halved until little is
+        left to go through.
         """
         pending = [(start, stop)]
         while pending:
@@ -59,6 +61,8 @@ class L2Walk:
             if self._nothing(low, high) or self._side_by_side(low, high):
                 continue
             if high - low > _PIECE:
+                if self._scattered(low, high):
+                    continue
                 middle = (low + high) // 2
                 pending += [(middle, high), (low, middle)]
                 continue
@@ -97,6 +101,33 @@ class L2Walk:
         if not references.add_run(begin, end, self.weight):
             return False
         self._note_allocated(offset, count)
+        return True
+
+    def _scattered(self, low: int, high: int) -> bool:
+        """Plain clusters or none, in short runs, each met for the first time in this table: count them at once."""
+        checker, geometry = self.checker, self.checker.geometry
+        if geometry.data_file or geometry.extended_l2 or high - low > LANES:
+            return False
+        words = self._table[low:high]
+        if not all(words):
+            words = array("Q", filter(None, words))
+        starts = run_starts(words, 0, len(words), ~COPIED & _ALL, geometry.cluster_size)
+        odd = COMPRESSED | L2_RESERVED_MASK | geometry.cluster_mask
+        if len(starts) <= (high - low) // _PIECE or any_shown(words, odd):
+            return False
+        bits = geometry.cluster_bits
+        clusters = shifted(words, ~COPIED & _ALL, bits).tolist()
+        inside = min(clusters) > 0 and max(clusters) < checker.clusters
+        if not inside or not checker.references.add_each(clusters, self.weight):
+            return False
+        if self.active:
+            stored = bytes(map(checker.stored.__getitem__, clusters))
+            ours = [word >= COPIED for word in words]
+            right = bytes(compress(stored, ours)).count(1)
+            checker.copied_mistakes += stored.count(1) + sum(ours) - 2 * right
+            self._note_allocated(clusters[0] << bits, len(words))
+            checker.result.fragmented_clusters += len(starts) - 1
+            self.next_offset = (clusters[-1] + 1) << bits
         return True
 
     def _note_allocated(self, offset: int, clusters: int) -> None:

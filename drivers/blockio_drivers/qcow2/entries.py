@@ -12,15 +12,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from array import array
 from enum import Enum
-from itertools import repeat
-from operator import and_, sub
+from operator import sub
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
 from blockio.errors import UnsupportedFeature
 from blockio.types import ExtentKind
-from blockio_drivers.qcow2.strides import run_length, run_starts
+from blockio_drivers.qcow2.strides import any_shown, run_length, run_starts, shifted
 from blockio_drivers.qcow2.tables import ALL_ALLOCATED, ALL_ZERO, COMPRESSED, COPIED, L2_OFFSET_MASK, ZERO
 
 if TYPE_CHECKING:
@@ -237,9 +236,12 @@ class StandardEntries(Entries):
 
     def columns(self, table: array[int], at: int, stop: int) -> Iterator[tuple[ExtentKind, list[int], list[int]]]:
         starts = run_starts(table, at, stop, _SAME, self._step)
-        hosts = list(map(and_, map(table.__getitem__, starts), repeat(_SAME)))
-        odd = COMPRESSED | ZERO | self._mask
-        if all(hosts) and not any(map(and_, hosts, repeat(odd))):
+        words = shifted(table[at:stop], _SAME, 0)
+        # Where a run goes on nothing is odd that is not where it starts.
+        if not any_shown(words, COMPRESSED | ZERO | self._mask) and all(words):
+            hosts = words.tolist()
+            if len(starts) < len(hosts):
+                hosts = [hosts[start - at] for start in starts]
             # Plain clusters and nothing else: so are most tables, and in a fragmented disk each cluster is alone.
             yield _DATA, list(map(sub, [*starts[1:], stop], starts)), hosts
         else:
