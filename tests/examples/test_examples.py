@@ -189,6 +189,15 @@ async def test_the_filter_conforms(tmp_path: Path, xor: None) -> None:
     assert report.ok, f"\n{report}"
 
 
+@pytest.mark.peer("qemu-img")
+def test_the_program_in_the_readme_runs(tmp_path: Path) -> None:
+    program = re.search(r"^```python\n(.*?)^```", (EXAMPLES.parent / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    assert program is not None
+    done = subprocess.run([sys.executable, "-c", program[1]], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert_clean(tmp_path / "new.qcow2")
+
+
 def test_the_recording_in_the_readme_is_what_the_commands_print() -> None:
     recording = load(EXAMPLES / "recording.py", "recording")
     entries = list(recording.record())
