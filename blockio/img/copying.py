@@ -16,6 +16,7 @@ import asyncio
 import errno
 from collections.abc import AsyncIterator, Callable, Iterator
 from enum import Enum
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from blockio.aio.hauling import Haul
@@ -265,9 +266,8 @@ class Copier:
             if not self._zero_init or self._checksum is not None:
                 yield Piece(kind, source, at, nbytes)
         else:
-            chunk = self._stretch
-            for start in _chunks(at, nbytes, chunk):
-                yield Piece(kind, source, start, min(chunk - start % chunk, at + nbytes - start))
+            for start, end in pairwise((*_chunks(at, nbytes, self._chunk, self._stretch), at + nbytes)):
+                yield Piece(kind, source, start, end - start)
 
     async def _look(self, source: Source, at: int, nbytes: int) -> tuple[Kind | None, int]:
         """``_ask``, on until there is a chunk's worth of what must be copied: extents may be as short as a cluster."""
@@ -477,10 +477,13 @@ class Copier:
             self._writes.pass_on(number)
 
 
-def _chunks(offset: int, nbytes: int, chunk: int) -> list[int]:
-    """Where the pieces of a run begin: at its start, then at multiples of *chunk*, so that they share no cluster."""
-    first = (offset // chunk + 1) * chunk
-    return [offset, *range(first, offset + nbytes, chunk)]
+def _chunks(offset: int, nbytes: int, chunk: int, longest: int) -> list[int]:
+    """Where the pieces of a run begin, each up to *longest* bytes, some multiple of *chunk*.
+
+    At its start, then at multiples of *chunk*, so that they share no cluster.
+    """
+    first = offset // chunk * chunk + longest
+    return [offset, *range(first, offset + nbytes, longest)]
 
 
 def _reason(error: BlockError) -> str:

@@ -40,10 +40,12 @@ def test_runs_are_what_looking_at_every_byte_finds(picture: str, shift: int, tai
     assert data_runs(memoryview(data), shift, step) == naive(data, shift, step)
 
 
-@given(offset=st.integers(0, 5 * CHUNK), nbytes=st.integers(1, 5 * CHUNK))
-def test_pieces_cover_a_run_and_share_no_chunk_of_the_disk(offset: int, nbytes: int) -> None:
-    starts = [*_chunks(offset, nbytes, CHUNK), offset + nbytes]
+@given(offset=st.integers(0, 5 * CHUNK), nbytes=st.integers(1, 20 * CHUNK), most=st.sampled_from([1, 4]))
+def test_pieces_cover_a_run_and_share_no_chunk_of_the_disk(offset: int, nbytes: int, most: int) -> None:
+    starts = [*_chunks(offset, nbytes, CHUNK, most * CHUNK), offset + nbytes]
     assert starts[0] == offset
     for begin, end in pairwise(starts):
-        assert begin < end
-        assert begin // CHUNK == (end - 1) // CHUNK
+        assert begin < end <= begin + most * CHUNK
+        assert end // CHUNK > begin // CHUNK or end == offset + nbytes
+        assert not end % CHUNK or end == offset + nbytes
+        assert (end - 1) // CHUNK - begin // CHUNK < most
