@@ -25,7 +25,8 @@ class Flight(ABC):
     """One transfer under way, or ended already. Hashable by identity.
 
     Whoever started it awaits ``land`` once; until that returns or raises the memory is the kernel's. Invariant: each
-    of ``legs`` is called once, the last one first, when the memory is the caller's again, with whether all went well.
+    of ``legs`` is called once, from the engine upwards, when the memory is the caller's again, with whether all went
+    well.
     """
 
     __slots__ = ("error", "legs", "length", "note")

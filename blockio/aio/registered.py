@@ -48,28 +48,29 @@ class RegisteredBuffers:
     """The registered buffers of one ring.
 
     Invariant: ``_slots`` maps the address of each pinned buffer to its slot, its length and how often it was added;
-    ``_addresses`` are those addresses in order. True where there is any.
+    ``addresses`` are those addresses in order, in one list for good.
+    True where there is any.
     """
 
-    __slots__ = ("_addresses", "_fd", "_free", "_slots")
+    __slots__ = ("_fd", "_free", "_slots", "addresses")
 
     def __init__(self, fd: int) -> None:
         """None yet, in the ring of descriptor *fd*."""
         self._fd = fd
-        self._addresses: list[int] = []
+        self.addresses: list[int] = []
         self._slots: dict[int, tuple[int, int, int]] = {}
         self._free: list[int] | None = None
         """Empty slots; None while the kernel has no table."""
 
     def __bool__(self) -> bool:
-        return bool(self._addresses)
+        return bool(self.addresses)
 
     def find(self, address: int, nbytes: int) -> int:
         """The slot of a buffer that holds all of *nbytes* at *address*, or -1."""
-        at = bisect_right(self._addresses, address) - 1
+        at = bisect_right(self.addresses, address) - 1
         if at < 0:
             return -1
-        start = self._addresses[at]
+        start = self.addresses[at]
         slot, length, _ = self._slots[start]
         return slot if address + nbytes <= start + length else -1
 
@@ -89,7 +90,7 @@ class RegisteredBuffers:
             return False
         self._free.pop()
         self._slots[address] = (slot, nbytes, 1)
-        insort(self._addresses, address)
+        insort(self.addresses, address)
         return True
 
     def remove(self, address: int) -> None:
@@ -102,7 +103,7 @@ class RegisteredBuffers:
             self._slots[address] = (slot, length, times - 1)
             return
         del self._slots[address]
-        self._addresses.remove(address)
+        self.addresses.remove(address)
         self._update(slot, 0, 0)
         assert self._free is not None
         self._free.append(slot)

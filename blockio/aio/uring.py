@@ -132,7 +132,6 @@ class _Op(Flight):
         self.waiter: asyncio.Future[None] | None = None
 
     async def land(self) -> bool:
-        ok = False
         try:
             if not self.done:
                 # What ``ended`` does where nothing comes in between, without its frame.
@@ -146,11 +145,12 @@ class _Op(Flight):
             ok = (result if result >= 0 else await self.ring.ended(self)) == self.length
         except BaseException as error:
             self.error = error
+            for leg in self.legs:
+                leg(self, False)
+            self.error = None  # it leads to this frame, and so to us
             raise
-        finally:
-            legs = self.legs
-            while legs:
-                legs.pop()(self, ok)
+        for leg in self.legs:
+            leg(self, ok)
         return ok
 
 
@@ -362,7 +362,12 @@ class Uring:
         *direct*: nothing is copied, so no size needs a kernel worker.
         """
         opcode, fixed = (_OP_WRITE, _OP_WRITE_FIXED) if writes else (_OP_READ, _OP_READ_FIXED)
-        from_buffer, addressof, buffers = self._from_buffer, self._addressof, self.buffers
+        from_buffer, addressof, registered, find = (
+            self._from_buffer,
+            self._addressof,
+            self.buffers.addresses,
+            self.buffers.find,
+        )
         mask = alignment - 1
         by_worker = MAX_TRANSFER if writes or direct else ASYNC_TRANSFER  # a buffered write goes to one by itself
 
@@ -377,7 +382,7 @@ class Uring:
             if address & mask:
                 return None
             sqe = _SQE_ASYNC if nbytes >= by_worker else 0
-            if buffers and (slot := buffers.find(address, nbytes)) >= 0:
+            if registered and (slot := find(address, nbytes)) >= 0:
                 op = _Op(self, fixed, fd, offset, address, nbytes, 0, pin, sqe, batch, slot)
             else:
                 op = _Op(self, opcode, fd, offset, address, nbytes, 0, pin, sqe, batch)

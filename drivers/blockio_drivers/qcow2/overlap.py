@@ -27,15 +27,21 @@ if TYPE_CHECKING:
 __all__ = ["OverlapGuard", "SortedOffsets"]
 
 _PART: Final = 1 << 16
+_NO_END: Final = 1 << 64
 
 
 class SortedOffsets:
-    """Cluster offsets in ascending order, each once."""
+    """Cluster offsets in ascending order, each once.
 
-    __slots__ = ("offsets",)
+    Invariant: none lies from ``gap_start`` up to ``gap_end``, the place between two neighbours where the last question
+    was answered. Tables are few, so that most of the next questions are about the same place.
+    """
+
+    __slots__ = ("gap_end", "gap_start", "offsets")
 
     def __init__(self, table: Sequence[int] = (), mask: int = -1) -> None:
         """The offsets in *table*'s entries under *mask*; 0 is none."""
+        self.gap_start = self.gap_end = 0
         parts = []
         for start in range(0, len(table), _PART):  # in parts, so that the largest table costs no large set
             found = {entry & mask for entry in table[start : start + _PART]}
@@ -56,6 +62,7 @@ class SortedOffsets:
         at = bisect_left(self.offsets, offset)
         if at == len(self.offsets) or self.offsets[at] != offset:
             self.offsets.insert(at, offset)
+            self.gap_start = self.gap_end = 0
 
     def remove(self, offset: int) -> None:
         """Take *offset* out, if it is there."""
@@ -65,8 +72,14 @@ class SortedOffsets:
 
     def any_in(self, start: int, end: int) -> bool:
         """Whether one lies in start..end (not included). *start* is at a cluster's boundary."""
-        at = bisect_left(self.offsets, start)
-        return at < len(self.offsets) and self.offsets[at] < end
+        offsets = self.offsets
+        at = bisect_left(offsets, start)
+        last = at == len(offsets)
+        if not last and offsets[at] < end:
+            return True
+        self.gap_start = offsets[at - 1] + 1 if at else 0
+        self.gap_end = _NO_END if last else offsets[at]
+        return False
 
 
 class OverlapGuard:
@@ -87,6 +100,7 @@ class OverlapGuard:
         self._directory_start = 0
         self._directory_end = 0
         self._encryption = Area(0, 0)
+        self._encryption_end = 0
 
     def choose(self, classes: frozenset[str]) -> None:
         """Protect *classes* from now on."""
@@ -117,20 +131,18 @@ class OverlapGuard:
             self._directory_end = 0 if found is None else found.directory_offset + found.directory_size
             luks = header.encryption
             self._encryption = Area(0, 0) if luks is None else Area(luks.offset, luks.length)
+            self._encryption_end = sum(self._encryption)
         if (
             start < self._fixed_end
             or self._look_at_inactive_l2
-            or (self._directory_start < end and start < self._directory_end)
-            or (self._encryption.offset < end and start < sum(self._encryption))
+            or (start < self._directory_end and self._directory_start < end)
+            or (start < self._encryption_end and self._encryption.offset < end)
         ):
             return False
-        offsets = self.l2_tables.offsets
-        at = bisect_left(offsets, start)
-        if at < len(offsets) and offsets[at] < end:
+        tables, blocks = self.l2_tables, self.refcount_blocks
+        if (start < tables.gap_start or end > tables.gap_end) and tables.any_in(start, end):
             return False
-        offsets = self.refcount_blocks.offsets
-        at = bisect_left(offsets, start)
-        return at == len(offsets) or offsets[at] >= end
+        return (blocks.gap_start <= start and end <= blocks.gap_end) or not blocks.any_in(start, end)
 
     def hit(self, offset: int, nbytes: int, ignore: str = "") -> str | None:
         """The kind of metadata that *nbytes* at *offset* would overwrite, in QEMU's words; None: none."""
