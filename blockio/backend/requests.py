@@ -50,6 +50,8 @@ _WRITES: Final = int(Perm.WRITE)
 _WRITES_UNCHANGED: Final = int(Perm.WRITE | Perm.WRITE_UNCHANGED)
 _SECTOR: Final = 512
 _ZERO: Final = int(StatusFlags.ZERO)
+_LARGE: Final = FAIRNESS_BUDGET >> 4
+"""Bytes from which on a copy is worth the hand-over to the kernel's worker (``ASYNC_TRANSFER`` of the ring)."""
 _PIECE: Final = 1 << 30
 """Bytes that ``co_make_zero`` asks about at a time."""
 
@@ -140,6 +142,23 @@ class Requests(NodeAccounting):
         else:
             self._first_write = None if in_vain else self._fast_write
 
+    async def _give_a_turn(self, counters: Counters, iov: BufferLike) -> None:
+        """Inline completions never suspend: without this a busy reader would starve the loop.
+
+        Whoever reads while we wait is not alone. Large copies of several readers are started, so that the kernel's
+        worker makes them beside the loop instead of the loop all by itself; as long as it is busy, file engines
+        go on like that.
+        """
+        counters.due = counters.weight + FAIRNESS_BUDGET
+        if counters is self._writes or readable_vector(iov).nbytes < _LARGE:
+            await asyncio.sleep(0)
+            return
+        self._first_read = None
+        try:
+            await asyncio.sleep(0)
+        finally:
+            self._first_read = self._fast_read
+
     # -- reads
 
     def try_preadv(self, offset: int, iov: BufferLike) -> bool:
@@ -168,7 +187,7 @@ class Requests(NodeAccounting):
             work = partial(self._do_preadv, index(offset), vector, flags)
             await self._enter(work, self._reads, vector.nbytes)
         elif self._reads.weight > self._reads.due:
-            await _give_a_turn(self._reads)
+            await self._give_a_turn(self._reads, iov)
 
     async def _do_preadv(self, offset: int, vector: IoVector, flags: RequestFlags | int) -> None:
         edge = self._check_byte_request(offset, vector.nbytes)
@@ -200,7 +219,7 @@ class Requests(NodeAccounting):
             work = partial(self._do_pwritev, index(offset), vector, flags)
             await self._enter(work, self._writes, vector.nbytes)
         elif self._writes.weight > self._writes.due:
-            await _give_a_turn(self._writes)
+            await self._give_a_turn(self._writes, iov)
 
     async def co_pwritev_part(
         self, offset: int, nbytes: int, iov: BufferLike, iov_offset: int, flags: RequestFlags | int = 0
@@ -412,12 +431,6 @@ async def _may_go(member: ThrottleMember, nbytes: int, *, writes: bool) -> None:
     from blockio.throttle.buckets import Direction  # few backends are in a group
 
     await member.intercept(Direction.WRITE if writes else Direction.READ, nbytes)
-
-
-async def _give_a_turn(counters: Counters) -> None:
-    """Inline completions never suspend: without this a busy reader would starve the loop."""
-    counters.due = counters.weight + FAIRNESS_BUDGET
-    await asyncio.sleep(0)
 
 
 def _not_negative(nbytes: int) -> None:

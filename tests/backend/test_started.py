@@ -15,7 +15,7 @@ import pytest
 from blockio.aio.context import AioContext
 from blockio.aio.uring import Uring
 from blockio.backend import BlockBackend
-from blockio.backend.accounting import REQUEST_COST, STARTED_LOOK, STARTED_RUN
+from blockio.backend.accounting import FAIRNESS_BUDGET, REQUEST_COST, STARTED_LOOK, STARTED_RUN
 from blockio.errors import BlockError
 from blockio.types import OpenFlags
 from tests.support.qemu import pattern, qemu_img
@@ -320,3 +320,32 @@ async def test_large_ones_are_started_too(blk: BlockBackend) -> None:
     await blk.co_preadv(SIZE // 4, other)
     assert other == memory
     assert (blk.stats.write.started, blk.stats.read.started) == (started[0] + 1, started[1] + 1)
+
+
+@pytest.mark.parametrize(("readers", "nbytes"), [(1, SIZE // 2), (2, SIZE // 2), (2, BLOCK)])
+async def test_large_copies_of_several_readers_are_shared_with_the_kernel(
+    blk: BlockBackend, readers: int, nbytes: int
+) -> None:
+    copied = 0
+
+    def lane(offset: int, iov: object) -> bool:
+        nonlocal copied
+        copied += 1
+        blk._reads.operations += 1
+        blk._reads.weight += nbytes + REQUEST_COST
+        return True
+
+    blk._fast_read = blk._first_read = lane
+    before = blk.stats.read.started
+    count = 2 * FAIRNESS_BUDGET // nbytes
+
+    async def read() -> None:
+        memory = blk.blockalign(nbytes)
+        for _ in range(count):
+            await blk.co_preadv(0, memory)
+
+    await asyncio.gather(*(read() for _ in range(readers)))
+    started = blk.stats.read.started - before
+    assert bool(started) is (readers > 1 and nbytes > BLOCK), "only what is large, and only by who is not alone"
+    assert copied + started == readers * count
+    assert blk._first_read is lane
