@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
@@ -15,9 +16,10 @@ if TYPE_CHECKING:
 
     BufferLike: TypeAlias = "Buffer | Sequence[Buffer] | IoVector"
 
-__all__ = ["IoVector", "aligned_buffer", "data_runs", "fill_zero", "is_zero"]
+__all__ = ["IoVector", "aligned_buffer", "aligned_buffers", "data_runs", "fill_zero", "is_zero"]
 
 _ZEROES: Final = bytes(1 << 20)
+_HUGE_PAGE: Final = 2 << 20
 
 
 def _views(buffers: Iterable[Buffer]) -> list[memoryview]:
@@ -184,13 +186,27 @@ def data_runs(view: memoryview, offset: int, step: int) -> list[tuple[int, int, 
 def aligned_buffer(nbytes: int, alignment: int = mmap.PAGESIZE) -> memoryview:
     """*nbytes* zero bytes of writable memory starting at a multiple of *alignment* (a power of two).
 
-    Alignments up to the page size cost nothing; larger ones cost that much address space. The memory is freed
-    when the last view of it is gone.
+    The memory is freed when the last view of it is gone. From 2 MiB on it is made of huge pages where the kernel has
+    them: a device then gets one piece of memory where it would get hundreds. So take memory for many large requests at
+    once, and give each its part.
     """
     if nbytes < 0 or alignment <= 0 or alignment & (alignment - 1):
         raise ValueError(f"cannot align {nbytes} bytes to {alignment}")
     if nbytes == 0:
         return memoryview(bytearray())
     if alignment <= mmap.PAGESIZE:
-        return memoryview(mmap.mmap(-1, nbytes))[:nbytes]
+        if nbytes < _HUGE_PAGE:
+            return memoryview(mmap.mmap(-1, nbytes))[:nbytes]
+        # Whole huge pages, so that the kernel places them at such a boundary; a shared mapping would get none.
+        mapping = mmap.mmap(-1, -(-nbytes // _HUGE_PAGE) * _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with suppress(OSError):  # a kernel without them
+            mapping.madvise(mmap.MADV_HUGEPAGE, 0, nbytes // _HUGE_PAGE * _HUGE_PAGE)  # what is left is not wasted
+        return memoryview(mapping)[:nbytes]
     raise ValueError(f"alignment {alignment} is larger than a page ({mmap.PAGESIZE})")
+
+
+def aligned_buffers(count: int, nbytes: int) -> list[memoryview]:
+    """*count* pieces of memory of *nbytes*, each from a page's beginning on, taken all at once."""
+    step = -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    whole = aligned_buffer(step * count)
+    return [whole[number * step : number * step + nbytes] for number in range(count)]

@@ -18,7 +18,7 @@ import msgspec
 from blockio.bench.figures import Spread, spread
 from blockio.bench.job import places, size_text
 from blockio.bench.load import at_once, fill
-from blockio.buffers import IoVector, aligned_buffer
+from blockio.buffers import IoVector, aligned_buffers
 from blockio.driver.base import DriverKind, FilterDriver, FormatDriver
 from blockio.errors import OptionError
 from blockio.graph.edge import Edge
@@ -238,7 +238,7 @@ def _worker(layer: Any, name: str, job: Job, lane: Lanes) -> _Worker:
 
 async def _together(worker: _Worker, offsets: Sequence[int], job: Job) -> None:
     plan = iter(offsets)
-    await at_once([worker(plan, fill(aligned_buffer(job.block_size))) for _ in range(job.depth)])
+    await at_once([worker(plan, fill(memory)) for memory in aligned_buffers(job.depth, job.block_size)])
 
 
 async def _nobody(plan: Iterator[int], memory: memoryview) -> None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
-from blockio.buffers import aligned_buffer
+from blockio.buffers import aligned_buffers
 from blockio.errors import BlockError
 from blockio.img.opening import ImageLike, image_of, opened, sectors_up, with_engine
 from blockio.img.results import BenchResult
@@ -99,18 +99,19 @@ class _Run:
 
     async def requests(self, first: int, last: int, depth: int) -> None:
         """Send those from *first* up to *last*, *depth* at a time."""
+        # O_DIRECT would have to copy from memory that is not aligned.
+        memory = aligned_buffers(max(1, min(depth, last - first)), self._size)
         if depth == 1:
-            await self._send(first, last, 1)
+            await self._send(first, last, 1, memory[0])
             return
         try:
             async with asyncio.TaskGroup() as group:
-                for worker in range(min(depth, last - first)):
-                    group.create_task(self._send(first + worker, last, depth))
+                for worker, part in enumerate(memory[: last - first]):
+                    group.create_task(self._send(first + worker, last, depth, part))
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
 
-    async def _send(self, first: int, last: int, stride: int) -> None:
-        memory = aligned_buffer(self._size)  # O_DIRECT would have to copy from any other
+    async def _send(self, first: int, last: int, stride: int, memory: memoryview) -> None:
         if self._pattern:
             memory[:] = bytes([self._pattern]) * self._size
         request: Callable[[int, memoryview], Awaitable[object]]

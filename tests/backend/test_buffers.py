@@ -13,6 +13,7 @@ from blockio.aio.context import AioContext
 from blockio.aio.registered import SLOTS
 from blockio.aio.uring import Uring
 from blockio.backend import BlockBackend
+from blockio.buffers import aligned_buffers, is_zero
 from blockio.types import OpenFlags, Perm
 
 CONTENT = bytes(at % 251 for at in range(1 << 18))
@@ -34,17 +35,27 @@ def address(memory: memoryview) -> int:
 
 
 async def test_aligned(blk: BlockBackend) -> None:
-    for nbytes in (0, 1, 4096, 100_000):
+    for nbytes in (0, 1, 4096, 100_000, (2 << 20) + 5):  # the last in huge pages, where there are some
         memory = blk.blockalign(nbytes)
         assert memory.nbytes == nbytes
         if nbytes:
             assert address(memory) % mmap.PAGESIZE == 0
-            assert not any(memory)
+            assert is_zero(memory)
     async with BlockBackend(Perm.ALL) as empty:
         assert address(empty.blockalign(10)) % mmap.PAGESIZE == 0
         assert empty.try_blockalign(1 << 62) is None
         with pytest.raises(ValueError, match="-1"):
             empty.try_blockalign(-1)
+
+
+def test_memory_for_many_requests_is_taken_at_once() -> None:
+    for count, nbytes in ((1, 1), (3, 4096), (4, 5000), (3, 1 << 20), (2, 0), (0, 512)):
+        pieces = aligned_buffers(count, nbytes)
+        assert [piece.nbytes for piece in pieces] == [nbytes] * count
+        for number, piece in enumerate(pieces):
+            piece[:] = bytes([number + 1]) * nbytes
+        assert [bytes(piece) for piece in pieces] == [bytes([number + 1]) * nbytes for number in range(count)]
+        assert not nbytes or all(address(piece) % mmap.PAGESIZE == 0 for piece in pieces)
 
 
 async def test_registered_memory_is_read_and_written_as_such(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
