@@ -41,7 +41,7 @@ def test_runs_are_what_single_sectors_are(
     cipher = SectorCipher(mode, key, make_iv_generator("plain64", key))
     expected = one_by_one(mode, key, data, first)
     for module in (by_numbers, by_arrays):
-        monkeypatch.setattr(ciphers, "_arithmetic", lambda _nbytes, module=module: module)
+        monkeypatch.setattr(ciphers, "_arithmetic", lambda _nbytes, _worth, module=module: module)
         memory = bytearray(data)
         cipher.encrypt(memory, first)
         assert memory == expected, module
@@ -56,7 +56,7 @@ def test_numpy_is_loaded_when_integers_have_cost_as_much(monkeypatch: pytest.Mon
     loads = []
 
     def load() -> Any:
-        loads.append(arithmetic(1 << 20))  # others go on meanwhile
+        loads.append(arithmetic(1 << 20, 0))  # others go on meanwhile
         return found.pop()
 
     monkeypatch.setattr(ciphers, "_load_arrays", load)
@@ -64,13 +64,14 @@ def test_numpy_is_loaded_when_integers_have_cost_as_much(monkeypatch: pytest.Mon
         found = [there]
         arithmetic = ciphers._Arithmetic()
         for _ in range(10_000):
-            assert arithmetic(16 << 10) is by_numbers
+            assert arithmetic(16 << 10, 0) is by_numbers
         for _ in range(15):
-            assert arithmetic(1 << 20) is by_numbers
+            assert arithmetic(1 << 20, 0) is by_numbers
         assert not loads
         for _ in range(20):
-            assert arithmetic(1 << 20) is (there or by_numbers)
-        assert arithmetic(16 << 10) is by_numbers
+            assert arithmetic(1 << 20, 1 << 20) is (there or by_numbers)
+        assert arithmetic(4096, 4096) is (there or by_numbers)
+        assert arithmetic(4096, 4097) is by_numbers
         assert loads.pop() is by_numbers
 
 

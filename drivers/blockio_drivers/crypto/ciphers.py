@@ -32,8 +32,12 @@ __all__ = ["SECTOR", "IvGenerator", "SectorCipher", "make_iv_generator"]
 
 _LOADING_PAYS: Final = 16 << 20
 """So many bytes done with integers cost what loading numpy does."""
-_LARGE: Final = 16 << 10
-"""Up to this size arrays are no faster than integers, and whoever asks may be an event loop, which must not load."""
+_ON_LOOPS: Final = 16 << 10
+"""Requests up to this size may be made by an event loop, which must not load anything."""
+_XTS_WORTH: Final = 4 << 10
+"""From this size on arrays are faster than integers."""
+_CBC_ENCRYPT_WORTH: Final = 64 << 10
+_CBC_DECRYPT_WORTH: Final = 8 << 10
 
 IvGenerator = Callable[[int, int], bytes]
 """From the number of the first sector and how many there are: their IVs, 16 bytes each, one behind the other."""
@@ -109,13 +113,16 @@ class SectorCipher:
             work(view, self._make_ivs(sector, view.nbytes // SECTOR))
 
     def _xts_encrypt(self, memory: memoryview, ivs: bytes) -> None:
-        _arithmetic(memory.nbytes).xts(memory, self._tweak_blocks.encryptor.update(ivs), self._blocks.encryptor)
+        self._xts(memory, ivs, self._blocks.encryptor)
 
     def _xts_decrypt(self, memory: memoryview, ivs: bytes) -> None:
-        _arithmetic(memory.nbytes).xts(memory, self._tweak_blocks.encryptor.update(ivs), self._blocks.decryptor)
+        self._xts(memory, ivs, self._blocks.decryptor)
+
+    def _xts(self, memory: memoryview, ivs: bytes, aes: CipherContext) -> None:
+        _arithmetic(memory.nbytes, _XTS_WORTH).xts(memory, self._tweak_blocks.encryptor.update(ivs), aes)
 
     def _cbc_encrypt(self, memory: memoryview, ivs: bytes) -> None:
-        arithmetic = _arithmetic(memory.nbytes)
+        arithmetic = _arithmetic(memory.nbytes, _CBC_ENCRYPT_WORTH)
         if arithmetic is by_numbers:
             _, _, modes = _cryptography()
             by_numbers.cbc_encrypt(memory, ivs, _cipher(self._key, modes.CBC(bytes(BLOCK))).encryptor())
@@ -123,7 +130,7 @@ class SectorCipher:
             arithmetic.cbc_encrypt(memory, ivs, self._blocks.encryptor)
 
     def _cbc_decrypt(self, memory: memoryview, ivs: bytes) -> None:
-        _arithmetic(memory.nbytes).cbc_decrypt(memory, ivs, self._blocks.decryptor)
+        _arithmetic(memory.nbytes, _CBC_DECRYPT_WORTH).cbc_decrypt(memory, ivs, self._blocks.decryptor)
 
     def _ctr(self, memory: memoryview, ivs: bytes) -> None:
         _, _, modes = _cryptography()
@@ -162,15 +169,16 @@ class _Arithmetic:
         self._spent = 0
         self._arrays: ModuleType | None = None
 
-    def __call__(self, nbytes: int) -> Any:
-        """The module for a request of *nbytes*. Loads numpy in the caller's thread while others go on with integers."""
-        if nbytes <= _LARGE:
-            return by_numbers
-        if self._arrays is None:
+    def __call__(self, nbytes: int, worth: int) -> Any:
+        """The module for a request of *nbytes*, which is arrays' from *worth* on where they are loaded.
+
+        Loads them in the caller's thread while others go on with integers.
+        """
+        if self._arrays is None and nbytes > _ON_LOOPS:
             before, self._spent = self._spent, self._spent + nbytes
             if before < _LOADING_PAYS <= self._spent:
                 self._arrays = _load_arrays()
-        return self._arrays or by_numbers
+        return by_numbers if self._arrays is None or nbytes < worth else self._arrays
 
 
 _arithmetic: Final = _Arithmetic()
