@@ -46,8 +46,8 @@ ones, and each costs a walk down both stacks; larger ones only need more memory.
 HAUL: Final = 8 << 20
 """How much is hauled as one. It is not to be interrupted."""
 
-_HAULS: Final = 2
-"""How many are under way at once: one for each processor, up to as many as can be of use to the kernel's locks."""
+_HAULS: Final = 3
+"""How many are under way at once: the kernel lets one write to a file, others read; a third waits for the disk."""
 
 _MOST_PATIENT: Final = 63
 """How many pieces are moved by hand before another one is tried to be hauled."""
