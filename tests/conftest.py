@@ -34,6 +34,8 @@ _BLOCKING_IS_FINE: Final = (
     ("blockio/driver/registry.py", {"_read_entry_points"}),
     ("importlib/metadata/__init__.py", {"entry_points", "read_text", "children", "search", "mtime", "lookup"}),
     ("blockio/driver/registry.py", {"_read_own_entry_points", "everything", "_load"}),
+    # A module that another thread is loading at this moment is waited for, once in a process.
+    ("<frozen importlib._bootstrap>", {"acquire"}),
     # Opening and stat-ing a file is done in place, as QEMU does it: descriptors come before any engine can serve them.
     ("blockio_drivers/file.py", {"open", "reopen_prepare", "co_create_file", "co_getlength", "check_perm", "set_perm"}),
     # A thread that has said that it ends is joined in place; locks of process-wide tables are never held long.

@@ -10,7 +10,6 @@ from blockio.cli.img.commands import COMMANDS, MAIN_OPTIONS
 from blockio.cli.img.getopt import CommandLine, UsageError
 from blockio.cli.img.tool import Failure, printed
 from blockio.cli.output import Output
-from blockio.cli.tracing import accept_trace
 
 __all__ = ["run"]
 
@@ -43,6 +42,8 @@ def _run(argv: list[str], output: Output) -> int:
     for key, value in line:
         if key != "trace":
             return _tell(key, output)
+        from blockio.cli.tracing import accept_trace  # few lines have it
+
         if (ending := accept_trace(value, output)) is not None:
             return ending
     if not line.operands:

@@ -19,7 +19,6 @@ from blockio.driver.base import CheckFix, ChildOpener, DriverHost, FormatDriver,
 from blockio.driver.gate import ReferenceKind
 from blockio.errors import BlockError, CorruptImage, NoMedium, OptionError, UnsupportedFeature
 from blockio.types import Role
-from blockio_drivers.qcow2.allocation import Writer
 from blockio_drivers.qcow2.allocator import Allocator
 from blockio_drivers.qcow2.bitmaps import PersistentBitmaps
 from blockio_drivers.qcow2.cleaning import CacheCleaner
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
 
     from blockio.aio.context import AioContext
     from blockio.driver.child import Child
+    from blockio_drivers.qcow2.allocation import Writer
     from blockio_drivers.qcow2.compressed import CompressedReader
     from blockio_drivers.qcow2.compressing import CompressedWriter
     from blockio_drivers.qcow2.discard import Discarder
@@ -49,7 +49,7 @@ __all__ = ["Parts", "Qcow2Lifecycle"]
 
 T = TypeVar("T")
 
-_LATER: Final = ("_discarder", "_compressed", "_compressing", "_resizer", "_state")
+_LATER: Final = ("_writer", "_discarder", "_compressed", "_compressing", "_resizer", "_state")
 
 
 class Parts(msgspec.Struct, frozen=True):
@@ -155,13 +155,6 @@ class Qcow2Lifecycle(FormatDriver):
             write_back=self._write_back.run,
         )
         self._write_back.mapping = self._mapping
-        if image.header.has_data_file:
-            from blockio_drivers.qcow2.data_file import DataFile, DataFileWriter  # most images have none
-
-            self._writer: Writer = DataFileWriter(image, self._mapping, self._allocator, self._write_back)
-            image.data_file = DataFile(image, self._writer.locks)
-        else:
-            self._writer = Writer(image, self._mapping, self._allocator, self._write_back)
         self._bitmaps = PersistentBitmaps(image, self._allocator)
         self._snapshots = Snapshots(
             image,
@@ -172,7 +165,11 @@ class Qcow2Lifecycle(FormatDriver):
             pass_discard=options.pass_discard_snapshot,
         )
         for part in _LATER:
-            vars(self).pop(part, None)
+            vars(self).pop(part, None)  # of an image that was put together before
+        if image.header.has_data_file:
+            from blockio_drivers.qcow2.data_file import DataFile  # most images have none
+
+            image.data_file = DataFile(image, self._writer.locks)
         lanes = self._lanes = Lanes(image, self._mapping)
         if image.blind:
             return
@@ -186,6 +183,16 @@ class Qcow2Lifecycle(FormatDriver):
         )
 
     # Parts that most processes need not: made, and their modules loaded, when they are first used.
+
+    @cached_property
+    def _writer(self) -> Writer:
+        if self._image.header.has_data_file:
+            from blockio_drivers.qcow2.data_file import DataFileWriter
+
+            return DataFileWriter(self._image, self._mapping, self._allocator, self._write_back)
+        from blockio_drivers.qcow2.allocation import Writer
+
+        return Writer(self._image, self._mapping, self._allocator, self._write_back)
 
     @cached_property
     def _discarder(self) -> Discarder:
