@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import struct
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -421,6 +422,26 @@ async def test_an_old_kernel_means_threads(path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(uring, "sys_register", register)
     with engine_on(path) as engine:
         assert engine.name == "threads"
+
+
+@needs_ring
+async def test_an_older_kernel_interrupts_us(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real_setup = uring.sys_setup
+    asked: list[int] = []
+
+    def setup(entries: int, params: Any) -> int:
+        (flags,) = struct.unpack_from("=I", params, 8)
+        asked.append(flags)
+        if flags & uring._SETUP_COOP_TASKRUN:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real_setup(entries, params)
+
+    monkeypatch.setattr(uring, "sys_setup", setup)
+    with engine_on(path, "io_uring") as engine:
+        view = memoryview(bytearray(10))
+        assert await engine.preadv(0, [view]) == 10
+        assert view == CONTENT[:10]
+    assert asked == [uring._SETUP_CLAMP | uring._SETUP_COOP_TASKRUN, uring._SETUP_CLAMP]
 
 
 async def test_native_needs_direct_io(path: Path) -> None:
