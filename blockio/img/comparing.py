@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from blockio.backend import BlockBackend
 from blockio.buffers import is_zero
 from blockio.errors import BlockError
+from blockio.graph.holes import Holes
 from blockio.img.ahead import done_ahead
 from blockio.img.opening import SECTOR, ImageLike, image_of, opened, sectors_up
 from blockio.img.progress import Meter
@@ -53,7 +54,7 @@ class ReadFailed(CompareFailed):
 class _Side:
     """One of the two disks."""
 
-    def __init__(self, blk: BlockBackend, name: str, side: Side, meter: Meter) -> None:
+    def __init__(self, blk: BlockBackend, name: str, side: Side, meter: Meter, *, strict: bool) -> None:
         self.name = name
         node = blk.bs
         assert node is not None
@@ -61,18 +62,42 @@ class _Side:
         self.exact = node.length
         self.size = sectors_up(self.exact)
         self._read = meter.timed(side, blk.co_preadv)
+        self._above = strict or node.backing is not None
+        """What is told of a stretch is asked of it alone: others tell too, or everything that is told counts."""
+        self._ahead: list[tuple[int, BlockStatus]] = []
+        """Where what was told ahead begins, and what it is; the next one last."""
+        self._holes = Holes()
 
     async def status(self, offset: int) -> BlockStatus:
         nbytes = min(_LONGEST, self.size - offset)
         if offset >= self.exact:
             return BlockStatus(StatusFlags.ZERO | StatusFlags.ALLOCATED, nbytes)
         try:
-            status = await block_status_above(self.node, None, offset, nbytes)
+            if self._above:
+                status = await block_status_above(self.node, None, offset, nbytes)
+            else:
+                status = await self._told(offset, nbytes)
         except BlockError as error:
             raise StatusFailed(f"Sector allocation test failed for {self.name}", error.errno) from error
         if offset + status.length == self.exact:
             return status._replace(length=self.size - offset)  # the last sector's padding reads as zeroes
         return status
+
+    async def _told(self, offset: int, nbytes: int) -> BlockStatus:
+        """What the disk says of the bytes at *offset*, from front to back; the rest of an answer is kept."""
+        ahead = self._ahead
+        while ahead and ahead[-1][0] + ahead[-1][1].length <= offset:
+            ahead.pop()
+        if not ahead or ahead[-1][0] > offset:
+            ahead.clear()
+            at = offset
+            for flags, lengths, _, _ in await self.node.path.co_block_statuses(offset, nbytes, self._holes):
+                for length in lengths:
+                    ahead.append((at, BlockStatus(flags, length)))
+                    at += length
+            ahead.reverse()
+        start, status = ahead[-1]
+        return status if start == offset else status._replace(length=start + status.length - offset)
 
     async def read(self, offset: int, view: memoryview, step: _Step) -> None:
         """Fill *view*, which is a part of *step*, from *offset* on; with zeroes past the end."""
@@ -163,8 +188,8 @@ async def compare(
         here = await stack.enter_async_context(opened(first, flags))
         there = await stack.enter_async_context(opened(second, flags))
         meter = Meter(observer, 0)
-        one = _Side(here, first.name, Side.SOURCE, meter)
-        two = _Side(there, second.name, Side.TARGET, meter)
+        one = _Side(here, first.name, Side.SOURCE, meter, strict=strict)
+        two = _Side(there, second.name, Side.TARGET, meter, strict=strict)
         sizes = (one.size, two.size)
         meter.total = max(sizes)
         meter.start()

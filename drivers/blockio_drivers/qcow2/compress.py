@@ -37,6 +37,14 @@ _MAX_ZSTD_WINDOW: Final = 8 << 20
 """What RFC 8878 asks every decoder to take. No cluster is larger than 2 MiB, so no frame needs more."""
 
 
+def prepare(kind: CompressionType) -> None:
+    """Load the library for *kind*: before a job in a worker does, for whose import the loop might then have to wait."""
+    if kind is CompressionType.ZLIB:
+        from isal import igzip_lib  # noqa: F401  # for its effect
+    else:
+        import zstandard  # noqa: F401  # as above
+
+
 def compress_clusters(
     kind: CompressionType, clusters: Sequence[bytes | memoryview], cluster_size: int, level: int
 ) -> list[bytes | None]:

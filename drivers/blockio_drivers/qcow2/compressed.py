@@ -13,7 +13,7 @@ from blockio.buffers import IoVector, aligned_buffer
 from blockio.errors import LimitExceeded
 from blockio.types import HostOffset
 from blockio_drivers.qcow2.cache import MetadataCache
-from blockio_drivers.qcow2.compress import decompress_cluster, decompress_clusters
+from blockio_drivers.qcow2.compress import decompress_cluster, decompress_clusters, prepare
 from blockio_drivers.qcow2.image import finish
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ class CompressedReader:
                 jobs += [(room[inside : inside + length], memories[index]) for inside, length, index in places]
                 at += nbytes
             kind = self._image.header.compression_type
+            prepare(kind)
             await finish(asyncio.get_running_loop().run_in_executor(None, _decompress_all, kind, jobs))
         finally:
             if len(memory) == _SPARE:
@@ -121,6 +122,7 @@ class CompressedReader:
         kind = image.header.compression_type
         if size <= _INLINE and not self._busy:
             return decompress_cluster(kind, data, size)
+        prepare(kind)
         self._busy += 1
         try:
             loop = asyncio.get_running_loop()

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 from blockio.buffers import IoVector
 from blockio.errors import BlockError, UnsupportedFeature
 from blockio.types import HostOffset
-from blockio_drivers.qcow2.compress import compress_clusters
+from blockio_drivers.qcow2.compress import compress_clusters, prepare
 from blockio_drivers.qcow2.image import finish
 from blockio_drivers.qcow2.packing import Packer
 from blockio_drivers.qcow2.tables import COMPRESSED, L2_OFFSET_MASK
@@ -158,6 +158,7 @@ class CompressedWriter:
             part = iov.slice(at, min(size, iov.nbytes - at))
             clusters.append(part.views[0] if len(part.views) == 1 else part.tobytes())
         kind = self._image.header.compression_type
+        prepare(kind)
         packed: list[bytes | None] = []
 
         async def work() -> None:
