@@ -406,14 +406,14 @@ class Requests(NodeAccounting):
     def _check_byte_request(self, offset: int, nbytes: int) -> Edge:
         """The reference document's checks in its order (``blk_check_byte_request``); zero bytes at the end are fine."""
         if nbytes > INT_MAX:
-            raise OutOfRange
+            raise OutOfRange(f"a request of {nbytes} bytes is larger than {INT_MAX}")
         edge = self._edge()
         if offset < 0:
-            raise OutOfRange
+            raise OutOfRange(f"offset {offset} is before the disk's beginning")
         if not self._allow_write_beyond_eof:
             length = edge.length
             if offset > length or length - offset < nbytes:
-                raise OutOfRange
+                raise OutOfRange(f"{nbytes} bytes at {offset} reach past the disk's end at {length}")
         return edge
 
     def _check_write(self, offset: int, nbytes: int, flags: RequestFlags | int) -> Edge:

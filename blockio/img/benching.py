@@ -6,6 +6,7 @@ For more than one number (paired runs, peers, percentiles) there is the benchmar
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
@@ -66,7 +67,7 @@ async def bench(
         try:
             await _all(run, count, depth, flush_interval, drain_on_flush)
         except BlockError as error:
-            raise error.prefixed("Failed request: ") from error
+            raise BlockError(f"Failed request: {os.strerror(error.errno or 0)}", error.errno) from error
         return BenchResult(count, count * buffer_size, clock() - started)
 
 

@@ -66,6 +66,8 @@ async def test_outside_the_disk(blk: BlockBackend, disk: MemoryDisk, offset: int
     with pytest.raises(OutOfRange) as caught:
         await read(blk, offset, nbytes)
     assert caught.value.errno == errno.EIO
+    why = f"{nbytes} bytes at {offset} reach past the disk's end at {LENGTH}"
+    assert str(caught.value) == (why if offset >= 0 else "offset -1 is before the disk's beginning")
     with pytest.raises(OutOfRange):
         await blk.co_pwritev(offset, bytes(nbytes))
     with pytest.raises(OutOfRange):

@@ -48,6 +48,8 @@ async def test_a_failed_request_ends_it_and_it_works_again() -> None:
         with pytest.raises(BlockError, match=r"^Failed request: Input/output error$"):
             await img.bench(image_of(disk), count=10, depth=4)
         disk.fail = None
+        with pytest.raises(BlockError, match=r"^Failed request: Input/output error$"):
+            await img.bench(image_of(disk), count=1, offset=64 * KIB)
         await img.bench(image_of(disk), count=10, depth=4)
 
 
