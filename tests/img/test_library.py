@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import pkgutil
-from itertools import pairwise
+from itertools import cycle, pairwise
 from pathlib import Path
 
 import pytest
@@ -118,6 +118,29 @@ async def test_a_failed_read_is_told_by_its_extent_as_qemu_tells_it(tmp_path: Pa
         with pytest.raises(ReadFailed) as caught:
             await img.compare(name, img.Image(filename=str(raw), format="raw"))
         assert caught.value.message in theirs.stderr
+
+
+@pytest.mark.peer("qemu-img", "qemu-io")
+async def test_disks_of_many_extents_are_compared_as_qemu_compares_them(tmp_path: Path) -> None:
+    """Zeroes, holes, compressed and plain clusters by turns, on disks of two lengths that end inside a sector."""
+    disk, raw = tmp_path / "a.qcow2", tmp_path / "b.raw"
+    qemu_img("create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", disk, "1M")
+    kinds = cycle(("-P 1", "-z", "-c -P 2", "-P 3"))
+    words = [f"write {next(kinds)} {at}k 4k" for at in range(0, 400, 20)]
+    qemu_io(disk, *words, "write -P 5 900k 3k", format="qcow2")
+    qemu_img("convert", "-f", "qcow2", "-O", "raw", disk, raw)
+    with raw.open("r+b") as file:
+        file.truncate((1 << 20) + 700)
+    other = img.Image(filename=str(raw), format="raw")
+    assert (await img.compare(str(disk), other)).difference is None
+    for at in (1 << 20, 903 * 1024 - 1, 380 * 1024, 64 * 1024 + 513):
+        with raw.open("r+b") as file:
+            file.seek(at)
+            file.write(b"x")
+        told = qemu_img("compare", "-f", "qcow2", "-F", "raw", disk, raw, check=False).stdout
+        difference = (await img.compare(str(disk), other)).difference
+        assert difference is not None
+        assert f"Content mismatch at offset {difference.offset}!" in told
 
 
 async def test_a_map_has_no_gaps_and_its_neighbours_differ(tmp_path: Path) -> None:

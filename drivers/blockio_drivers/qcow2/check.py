@@ -525,26 +525,25 @@ class Checker:
             if refcount >= 0 and (refcount == 1) != bool(entry & COPIED):
                 self.error(f"ERROR OFLAG_COPIED L2 cluster: l1_index={index} l1_entry={entry:x} refcount={refcount}")
             table = table_from_bytes(await self.read(offset, self.geometry.cluster_size))
-            for l2_entry in table[:: self.geometry.l2_entry_bytes // 8]:
+            for l2_entry in filter(self._seems_mistaken, table[:: self.geometry.l2_entry_bytes // 8]):
                 if (right := await self.contradicted(l2_entry)) is not None:
                     self.error(f"ERROR OFLAG_COPIED data cluster: l2_entry={l2_entry:x} refcount={right}")
             await self.breathe(self.geometry.l2_entries)
 
     async def contradicted(self, entry: int) -> int | None:
         """The refcount that the COPIED flag of an L2 *entry* contradicts; None: it does not, as far as can be told."""
-        if self.geometry.data_file:  # where all clusters count as if their refcount were 1
-            mistaken = entry & L2_OFFSET_MASK and not entry & (COMPRESSED | COPIED)
-            return 1 if mistaken else None
-        bits = self.geometry.cluster_bits
-        if not _seems_mistaken(entry, self.stored, bits):
+        if not self._seems_mistaken(entry):
             return None
-        refcount = await self.stored_refcount((entry & L2_OFFSET_MASK) >> bits)
+        if self.geometry.data_file:
+            return 1
+        refcount = await self.stored_refcount((entry & L2_OFFSET_MASK) >> self.geometry.cluster_bits)
         return refcount if refcount >= 0 and (refcount == 1) != bool(entry & COPIED) else None
 
-
-def _seems_mistaken(entry: int, stored: bytearray, bits: int) -> bool:
-    """Whether the COPIED flag of a standard L2 *entry* (most likely) contradicts the refcounts in *stored*."""
-    if entry & COMPRESSED or not entry & L2_OFFSET_MASK:
-        return False
-    cluster = (entry & L2_OFFSET_MASK) >> bits
-    return cluster >= len(stored) or (stored[cluster] == 1) != bool(entry & COPIED)
+    def _seems_mistaken(self, entry: int) -> bool:
+        """Whether the COPIED flag of an L2 *entry* (most likely) contradicts the refcounts in memory."""
+        if entry & COMPRESSED or not entry & L2_OFFSET_MASK:
+            return False
+        if self.geometry.data_file:  # where all clusters count as if their refcount were 1
+            return not entry & COPIED
+        cluster = (entry & L2_OFFSET_MASK) >> self.geometry.cluster_bits
+        return cluster >= len(self.stored) or (self.stored[cluster] == 1) != bool(entry & COPIED)
