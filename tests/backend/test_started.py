@@ -17,6 +17,7 @@ from blockio.aio.uring import Uring
 from blockio.backend import BlockBackend
 from blockio.backend.accounting import FAIRNESS_BUDGET, REQUEST_COST, STARTED_LOOK, STARTED_RUN
 from blockio.errors import BlockError
+from blockio.io.node_io import NodeIO
 from blockio.types import OpenFlags
 from tests.support.qemu import pattern, qemu_img
 
@@ -251,6 +252,29 @@ async def test_serialising_requests_wait_for_it_and_it_for_them(blk: BlockBacken
     await late
     await serialising
     assert memory == b"n" * BLOCK
+
+
+async def test_a_serialising_request_that_gave_up_waiting_for_it_leaves_nothing_behind(blk: BlockBackend) -> None:
+    assert blk.bs is not None
+    path = blk.bs.path
+    assert isinstance(path, NodeIO)
+    blk.io_plug()
+    task = asyncio.create_task(blk.co_pwritev(BLOCK, memory_of(blk, b"n" * BLOCK)))
+    await turns()
+
+    async def serialise() -> None:
+        async with path.request(BLOCK, 2 * BLOCK, serialising=True):
+            raise AssertionError("it got past a write that has not ended")
+
+    serialising = asyncio.create_task(serialise())
+    await turns()
+    serialising.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await serialising
+    assert path.tracked.waiters
+    blk.io_unplug()
+    await task
+    assert not any((path.tracked.requests, path.tracked.serialising, path.tracked.waiters))
 
 
 async def test_dirty_bitmaps_record_it(blk: BlockBackend) -> None:
