@@ -125,9 +125,14 @@ class Kind(Enum):
     """What is to be done with a part of the target."""
 
     COPY = "copy"
+    UNPACK = "unpack"
+    """As COPY, but no file holds the bytes as they are."""
     ZERO = "zero"
     NONE = "none"
     """Nothing: the target is zero there already, and only a checksum has to be told."""
+
+
+_MOVED: Final = (Kind.COPY, Kind.UNPACK)
 
 
 class Piece(NamedTuple):
@@ -196,7 +201,6 @@ class Copier:
         self._hauls: asyncio.Semaphore | None = None
         if haul and not (compress or salvage or copy_offload or limit or checksum) and self._step <= CHUNK:
             self._hauls = asyncio.Semaphore(_HAULS)
-        self._stretch = self._chunk if self._hauls is None else HAUL
         self._spared = self._patience = 0
         self._salvage = salvage
         self._limit = limit
@@ -266,16 +270,22 @@ class Copier:
             if not self._zero_init or self._checksum is not None:
                 yield Piece(kind, source, at, nbytes)
         else:
-            for start, end in pairwise((*_chunks(at, nbytes, self._chunk, self._stretch), at + nbytes)):
+            for start, end in pairwise((*_chunks(at, nbytes, self._chunk, self._longest(kind)), at + nbytes)):
                 yield Piece(kind, source, start, end - start)
+
+    def _longest(self, kind: Kind | None) -> int:
+        """How much of *kind* is one piece at most."""
+        return HAUL if kind is Kind.COPY and self._hauls is not None else self._chunk
 
     async def _look(self, source: Source, at: int, nbytes: int) -> tuple[Kind | None, int]:
         """``_ask``, on until there is a chunk's worth of what must be copied: extents may be as short as a cluster."""
         kind, found = await self._ask(source, at, nbytes)
-        while kind is Kind.COPY and found < min(self._stretch, nbytes):
+        while kind in _MOVED and found < min(self._longest(kind), nbytes):
             more, length = await self._ask(source, at + found, nbytes - found)
             if more is not kind:
-                break
+                if more not in _MOVED or found >= self._chunk:
+                    break
+                kind = Kind.UNPACK  # short ones of both kinds go together
             found += length
         return kind, found
 
@@ -309,7 +319,7 @@ class Copier:
         if flags & _ZERO:
             return (None if past_backing else Kind.ZERO), length
         if flags & _DATA or self._backing_length is None:
-            return Kind.COPY, length
+            return (Kind.UNPACK if flags & _COMPRESSED else Kind.COPY), length
         return None, length
 
     # -- the work
@@ -358,7 +368,7 @@ class Copier:
     async def _hauled(self, number: int, piece: Piece) -> bool:
         """Whether *piece* was hauled. Where it cannot be, the next few pieces are not tried, and then twice as many."""
         offset = piece.offset - piece.source.origin
-        if self._hauls is None or piece.kind is Kind.ZERO or offset + piece.nbytes > piece.source.exact:
+        if self._hauls is None or piece.kind is not Kind.COPY or offset + piece.nbytes > piece.source.exact:
             return False
         if self._spared:
             self._spared -= 1
