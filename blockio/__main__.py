@@ -2,7 +2,7 @@
 
 import sys
 
-from blockio_command import command
+from blockio.cli.command import command
 
 sys.argv[0] = "blockio"
 command()

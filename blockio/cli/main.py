@@ -200,7 +200,7 @@ def _run(load: Load, words: list[str], prog: str) -> int:
 
     before = {number: signal.signal(number, terminate) for number in _ENDINGS if _ends_us(number)}
     deaf = not _ends_us(signal.SIGINT)
-    quiet = signal.getsignal(signal.SIGINT) is signal.SIG_DFL  # see ``blockio_command``
+    quiet = signal.getsignal(signal.SIGINT) is signal.SIG_DFL  # see ``blockio.cli.command``
     if deaf:
         # A shell starts ``command &`` with SIGINT ignored. It shall stay deaf to Ctrl-C, but asyncio.run must have its
         # hand on the signal, which ``terminate`` needs: block it instead.

@@ -75,13 +75,13 @@ def test_the_process_ends_with_its_status_though_standard_output_was_closed() ->
 @pytest.mark.parametrize("module", ["blockio.cli.main", "blockio.cli.img.dispatch", "blockio.cli.img.info"])
 def test_an_interrupt_while_modules_are_loaded_ends_the_process_without_a_word(module: str) -> None:
     code = (
-        "import signal, sys, blockio_command\n"
+        "import signal, sys\nfrom blockio.cli import command\n"
         "class Interrupt:\n"
         "    def find_spec(name, path, target=None):\n"
         f"        if name == {module!r}: signal.raise_signal(signal.SIGINT)\n"
         "sys.meta_path.insert(0, Interrupt)\n"
         "sys.argv = ['blockio', 'img', 'info', 'none']\n"
-        "blockio_command.command()"
+        "command.command()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")

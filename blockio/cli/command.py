@@ -1,11 +1,11 @@
 """The console scripts ``blockio``, ``blockio-img`` and ``blockio-io``: what comes before anything is loaded.
 
 While modules are loaded there is nothing to be cleaned up, so SIGINT ends the process at once, without the traceback
-that Python would print; when a tool runs, it cancels what the tool does (``blockio.cli.main``). A module by itself that
-imports nothing: whatever it did, and any other module of ours, takes longer to load than the rest of this.
+that Python would print; when a tool runs, it cancels what the tool does (``blockio.cli.main``). A module by itself,
+so that it happens before almost anything is loaded.
 """
 
-import _signal  # type: ignore[import-not-found]  # ``signal`` without its enumerations, for which there are no stubs
+import signal
 
 __all__ = ["command", "command_img", "command_io"]
 
@@ -35,5 +35,5 @@ def command_io() -> None:
 
 
 def _die_of_interrupts() -> None:
-    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:  # not where it is ignored: ``command &``
-        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored: ``command &``
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
