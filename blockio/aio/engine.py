@@ -19,10 +19,12 @@ image's metadata and ends needs neither.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import stat
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, TypeVar, TypeVarTuple
 
@@ -322,11 +324,12 @@ class FileEngine:
             raise _blamed(error) from error
 
     async def haul(
-        self, job: Haul, offset: int, target: FileEngine, target_offset: int, nbytes: int, phase: int, *, packed: bool
+        self, job: Haul, offset: int, target: FileEngine, target_offset: int, nbytes: int, phase: int, *, packed: int
     ) -> list[Put]:
         """Copy through the memory of a worker; see ``blockio.aio.hauling.haul``.
 
-        BlockError of either side, UnsupportedFeature where the file ends before. Cancelled: awaited to its end.
+        BlockError of either side, UnsupportedFeature where the file ends before. Cancelled: stopped at the next piece
+        and awaited.
         """
         from blockio.aio import hauling  # whole disks are copied by few
 
@@ -336,8 +339,16 @@ class FileEngine:
             hauling.haul, job, self.fd, offset, target.fd, target_offset, nbytes, phase, packed=packed,
             reserve=target._reserves,
         )  # fmt: skip
+        working = asyncio.ensure_future(self.run(work))
         try:
-            return await self.run(work)
+            return await asyncio.shield(working)
+        except asyncio.CancelledError:
+            job.stopped = True
+            while not working.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([working])
+            working.exception()  # which nobody needs any more
+            raise
         except OSError as error:
             raise _blamed(error) from error
 

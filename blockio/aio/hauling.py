@@ -30,15 +30,20 @@ _memory = threading.local()
 class Haul:
     """One copy on its way down: what is asked for, and what became of it.
 
-    Runs of ``step`` zero bytes, at multiples of it in the disk that is written, are left out; 0 writes everything.
-    ``left_out`` counts them in bytes; ``reading`` and ``writing`` are the seconds that went into either.
+    Runs of ``step`` zero bytes, at multiples of it in the disk that is written, are left out, and holes of the source
+    not even read; 0 writes everything. ``room`` bytes, from a multiple of the step on, are enough for what the source
+    was seen to hold (0: nobody looked). ``stopped``: nobody waits for the rest any more.
+
+    ``left_out`` counts what is left out, in bytes; ``reading`` and ``writing`` are the seconds that went into either.
     """
 
-    __slots__ = ("left_out", "reading", "step", "writing")
+    __slots__ = ("left_out", "reading", "room", "step", "stopped", "writing")
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, room: int = 0) -> None:
         self.step = step
+        self.room = room
         self.left_out = 0
+        self.stopped = False
         self.reading = self.writing = 0.0
 
 
@@ -70,16 +75,16 @@ def haul(
     nbytes: int,
     phase: int,
     *,
-    packed: bool,
+    packed: int,
     reserve: bool,
 ) -> list[Put]:
     """Copy *nbytes* between descriptors; blocking, for a worker. What was put where, in order.
 
     *phase* is how far behind *offset* a multiple of ``job.step`` is, any of them. *packed*: what follows whole steps
-    that are left out moves up by as much; else every byte keeps its distance from *target_offset*. *reserve*: ask for
-    the room before it is written, see ``reserves_by_page``.
+    that are left out moves up by as much, and nothing goes further than so many bytes behind *target_offset*; 0: every
+    byte keeps its distance from there. *reserve*: ask for the room before it is written, see ``reserves_by_page``.
 
-    OSError of either side; UnsupportedFeature where the source ends before.
+    OSError of either side; UnsupportedFeature where the source ends before, or holds more than there is room for.
     """
     memory: memoryview | None = getattr(_memory, "view", None)
     if memory is None:
@@ -89,9 +94,22 @@ def haul(
     piece = PIECE // step * step if step else PIECE
     puts: list[Put] = []
     at = moved = 0
+    known = 0 if step else nbytes  # up to here it is data, as far as the file system knows
     while at < nbytes:
+        if at >= known:
+            start, known = _next_data(source, offset + at, offset + nbytes)
+            known = min(nbytes, known - offset + (phase + offset - known) % step)  # up to a multiple of the step
+            start -= offset + (start - offset - phase) % step
+            if start > at:
+                job.left_out += start - at
+                if packed:
+                    moved += max(0, start - max(at, phase))
+                at = start
+                continue
+        if job.stopped:
+            raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
         # Every piece but the last ends at a multiple of the step.
-        view = memory[: min(nbytes - at, piece - (at - phase) % step if step else piece)]
+        view = memory[: min(known - at, piece - (at - phase) % step if step else piece)]
         began = perf_counter()
         _fill(source, offset + at, view)
         read = perf_counter()
@@ -104,6 +122,8 @@ def haul(
                     moved += max(0, stop - max(start, phase))
                 continue
             put = start - moved
+            if packed and put + stop - start > packed:
+                raise UnsupportedFeature
             if reserve:
                 reserve = _reserve(target, target_offset + put, stop - start)
             _store(target, target_offset + put, view[first:last])
@@ -114,6 +134,19 @@ def haul(
         job.writing += perf_counter() - read
         at += view.nbytes
     return puts
+
+
+def _next_data(fd: int, offset: int, end: int) -> tuple[int, int]:
+    """Where data begins and ends, *offset* or later; where there is none it is nothing, at *end*.
+
+    The descriptor's position changes, which nobody uses.
+    """
+    try:
+        start = os.lseek(fd, offset, os.SEEK_DATA)
+        return min(start, end), min(os.lseek(fd, start, os.SEEK_HOLE), end)
+    except OSError as error:
+        # Else the file system cannot tell, or the file was cut just now, which reading will find.
+        return (end, end) if error.errno == errno.ENXIO else (offset, end)
 
 
 def _fill(fd: int, offset: int, view: memoryview) -> None:

@@ -359,7 +359,7 @@ class BlockDriver(ABC):
         return False
 
     async def co_haul_to(
-        self, offset: int, target: BlockDriver, target_offset: int, nbytes: int, haul: Haul, phase: int, *, packed: bool
+        self, offset: int, target: BlockDriver, target_offset: int, nbytes: int, haul: Haul, phase: int, *, packed: int
     ) -> list[Put]:
         """As ``co_copy_range_to``, but through the memory of a worker, without the zeroes that *haul* leaves out.
 

@@ -58,6 +58,18 @@ class Allocation(ABC):
     async def link(self) -> None:
         """The data is written: make it the guest's."""
 
+    def keep(self, nbytes: int) -> None:
+        """Of a ``divisible`` one: *nbytes* of room, from the first cluster's beginning on, are enough; free the rest.
+
+        What is written then must not go behind ``room_end``.
+        """
+        raise UnsupportedFeature
+
+    @property
+    def room_end(self) -> int:
+        """Where the room ends, in bytes behind ``host_offset``; for what is put into it in parts."""
+        return self.length
+
     async def link_parts(self, puts: Sequence[Put]) -> None:
         """*puts* are written, and nothing else: make them the guest's, leave it what it had between, free the rest.
 

@@ -79,7 +79,7 @@ class RequestPath(EdgePath, Protocol):
     async def co_copy_range_to(
         self, offset: int, target: Edge, target_offset: int, nbytes: int, haul: Haul | None = None
     ) -> None: ...
-    async def co_copy_range_from(self, cargo: Cargo, offset: int, nbytes: int, *, packed: bool = False) -> list[Put]:
+    async def co_copy_range_from(self, cargo: Cargo, offset: int, nbytes: int, *, packed: int = 0) -> list[Put]:
         """The other end of ``co_copy_range_to``: *cargo* says which protocol driver holds the bytes."""
 
     def request(self, start: int, end: int) -> AbstractAsyncContextManager[None]:

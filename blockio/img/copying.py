@@ -43,8 +43,8 @@ CHUNK: Final = 2 << 20
 """How much one worker moves at a time, at least a cluster: the kernel takes one large write faster than several small
 ones, and each costs a walk down both stacks; larger ones only need more memory."""
 
-HAUL: Final = 8 << 20
-"""How much is hauled as one. It is not to be interrupted."""
+HAUL: Final = 32 << 20
+"""How much is hauled as one, holes included."""
 
 _HAULS: Final = 3
 """How many are under way at once: the kernel lets one write to a file, others read; a third waits for the disk."""
@@ -143,6 +143,10 @@ class Piece(NamedTuple):
     offset: int
     """In the target."""
     nbytes: int
+    gaps: int = 0
+    """Bytes of it, between data, that are known to be zeroes and were left out."""
+    steps: int = 0
+    """Multiples of a haul's step, with what is behind each, that hold any of its data; 0: nobody counted."""
 
 
 class Copier:
@@ -230,7 +234,8 @@ class Copier:
     # -- what lies where
 
     async def _scout(self) -> None:
-        async for piece in self._whole_clusters() if self._cluster else self._pieces():
+        pieces = self._whole_clusters() if self._cluster else self._pieces()
+        async for piece in pieces if self._hauls is None or not self._sparse else _gathered(pieces, self._step):
             await self._queue.put(piece)
         for _ in range(self._workers):
             await self._queue.put(None)
@@ -348,6 +353,7 @@ class Copier:
                     self._landed(number, piece.offset + piece.nbytes, 0)
                 continue
             if not (await self._hauled(number, piece) or await self._copied_inside(number, piece)):
+                self.zeroed -= piece.gaps  # those are seen again
                 end = piece.offset + piece.nbytes
                 for start in range(piece.offset, end, self._chunk):
                     part = piece._replace(offset=start, nbytes=min(self._chunk, end - start))
@@ -360,10 +366,11 @@ class Copier:
                     await write(number if start + part.nbytes == end else None, start, view)
                     if self._checksum is not None:
                         await self._checksum.update(number, view)
-            self.copied += piece.nbytes
-            self._meter.advance(piece.nbytes)
+            data = piece.nbytes - piece.gaps
+            self.copied += data
+            self._meter.advance(data)
             if self._landed is not None:
-                self._landed(number, piece.offset + piece.nbytes, piece.nbytes)
+                self._landed(number, piece.offset + piece.nbytes, data)
 
     async def _hauled(self, number: int, piece: Piece) -> bool:
         """Whether *piece* was hauled. Where it cannot be, the next few pieces are not tried, and then twice as many."""
@@ -376,7 +383,7 @@ class Copier:
         source, target = piece.source.blk.root, self._target.root
         assert source is not None
         assert target is not None
-        job = Haul(self._step if self._sparse else 0)
+        job = Haul(self._step if self._sparse else 0, piece.steps * self._step)
         await self._turn(number)
         async with self._hauls:
             self._pass_on(number)
@@ -387,7 +394,7 @@ class Copier:
                 self._spared = self._patience = min(2 * self._patience + 1, _MOST_PATIENT)
                 return False
         self._patience = 0
-        self.zeroed += job.left_out
+        self.zeroed += job.left_out - piece.gaps
         self._meter.waited(Side.SOURCE, job.reading)
         self._meter.waited(Side.TARGET, job.writing)
         return True
@@ -485,6 +492,26 @@ class Copier:
         """The last write of *number* is about to begin."""
         if self._in_order and number is not None:
             self._writes.pass_on(number)
+
+
+async def _gathered(pieces: AsyncIterator[Piece], step: int) -> AsyncIterator[Piece]:
+    """Data not far from each other as one piece, with what was left out between it, up to the length of a haul."""
+    last: Piece | None = None
+    async for single in pieces:
+        end = single.offset + single.nbytes
+        steps = (end - 1) // step - single.offset // step + 1
+        piece = single._replace(steps=steps)
+        if last is not None:
+            reach = end - last.offset
+            if last.kind is piece.kind is Kind.COPY and last.source is piece.source and reach <= HAUL:
+                gap = reach - piece.nbytes - last.nbytes
+                shared = (last.offset + last.nbytes - 1) // step == piece.offset // step
+                last = last._replace(nbytes=reach, gaps=last.gaps + gap, steps=last.steps + steps - shared)
+                continue
+            yield last
+        last = piece
+    if last is not None:
+        yield last
 
 
 def _chunks(offset: int, nbytes: int, chunk: int, longest: int) -> list[int]:

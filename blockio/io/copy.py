@@ -34,7 +34,7 @@ _UNREADABLE: Final = (ExtentKind.COMPRESSED, ExtentKind.ENCRYPTED)
 
 
 _WORTH_HAULING: Final = 512 << 10
-"""Bytes in a row below which reading and writing them with others is cheaper than a worker of their own."""
+"""Bytes in a row, on average, below which reading and writing them with others is cheaper than a worker's time."""
 
 
 def _able(driver: BlockDriver) -> None:
@@ -82,30 +82,41 @@ async def copy_to(io: NodeIO, offset: int, target: Edge, target_offset: int, nby
             await target.node.path.co_copy_range_from(cargo, target_offset, nbytes)
 
 
+def _in_many_places(driver: FormatDriver, offset: int, nbytes: int) -> bool:
+    groups = driver.try_map_many(offset, nbytes)
+    places = sum(len(group.lengths) for group in groups if group.kind is ExtentKind.DATA)
+    return places > 1 + nbytes // _WORTH_HAULING
+
+
 async def _copy_mapped(
     driver: FormatDriver, offset: int, target: Edge, target_offset: int, nbytes: int, haul: Haul | None
 ) -> None:
     end = offset + nbytes
+    if haul is not None and _in_many_places(driver, offset, nbytes):
+        raise UnsupportedFeature
     while offset < end:
         kind, length, host_offset, child = await mapped.locate(driver, offset, end - offset)
         backing = driver.backing
-        if kind in _UNREADABLE or (haul is not None and length < min(_WORTH_HAULING, nbytes)):
+        if kind in _UNREADABLE:
             raise UnsupportedFeature
         if kind is ExtentKind.DATA and child is not None:
             await child.co_copy_range_to(host_offset, target, target_offset, length, haul)
         elif kind is ExtentKind.UNALLOCATED and backing is not None and offset < backing.length:
             length = min(length, backing.length - offset)
             await backing.co_copy_range_to(offset, target, target_offset, length, haul)
+        elif haul is not None and haul.step:
+            haul.left_out += length
         else:
             await target.co_pwrite_zeroes(target_offset, length)
         offset += length
         target_offset += length
 
 
-async def copy_from(io: NodeIO, cargo: Cargo, offset: int, nbytes: int, *, packed: bool) -> list[Put]:
+async def copy_from(io: NodeIO, cargo: Cargo, offset: int, nbytes: int, *, packed: int) -> list[Put]:
     """The target's side: find where *cargo* shall go. With a haul: what was put where behind *offset*.
 
-    *packed*: what follows zeroes that are left out may move up, which only the format above a protocol node can want.
+    *packed*: what follows zeroes that are left out may move up, and must stay within so many bytes; only the format
+    above a protocol node can want that.
     """
     driver = io.driver()
     _able(driver)
@@ -130,7 +141,7 @@ async def copy_from(io: NodeIO, cargo: Cargo, offset: int, nbytes: int, *, packe
     return puts
 
 
-async def _store(io: NodeIO, cargo: Cargo, offset: int, nbytes: int, packed: bool) -> list[Put]:
+async def _store(io: NodeIO, cargo: Cargo, offset: int, nbytes: int, packed: int) -> list[Put]:
     driver = io.driver()
     if driver.kind is DriverKind.PROTOCOL:
         source, haul = cargo.source, cargo.haul
@@ -166,12 +177,16 @@ async def _load(driver: FormatDriver, allocation: Allocation, cargo: Cargo) -> N
     try:
         if cargo.haul is not None and cargo.haul.step and not allocation.divisible:
             raise UnsupportedFeature  # what is left out would be the guest's, whatever lies there
+        if cargo.haul is not None and cargo.haul.room:
+            allocation.keep(cargo.haul.room)
         head, tail = await mapped.old_content(driver, allocation)
         if cargo.haul is not None and head.nbytes + tail.nbytes:
             raise UnsupportedFeature  # it could be next to zeroes that are left out
         if head.nbytes:
             await child.co_pwritev(at - head.nbytes, head)
-        puts = await _path(child).co_copy_range_from(cargo, at, length, packed=allocation.divisible)
+        puts = await _path(child).co_copy_range_from(
+            cargo, at, length, packed=allocation.room_end if allocation.divisible else 0
+        )
         if tail.nbytes:
             await child.co_pwritev(at + length, tail)
     except BaseException as error:

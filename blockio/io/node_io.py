@@ -460,7 +460,7 @@ class NodeIO:
         if nbytes:
             await copy_to(self, offset, target, target_offset, nbytes, haul)
 
-    async def co_copy_range_from(self, cargo: Cargo, offset: int, nbytes: int, *, packed: bool = False) -> list[Put]:
+    async def co_copy_range_from(self, cargo: Cargo, offset: int, nbytes: int, *, packed: int = 0) -> list[Put]:
         """Take bytes that lie elsewhere; the other end of ``co_copy_range_to``. See ``blockio.io.copy.copy_from``."""
         from blockio.io.copy import copy_from
 

@@ -483,7 +483,7 @@ class FileDriver(ProtocolDriver):
         return self._file.dio is None
 
     async def co_haul_to(
-        self, offset: int, target: BlockDriver, target_offset: int, nbytes: int, haul: Haul, phase: int, *, packed: bool
+        self, offset: int, target: BlockDriver, target_offset: int, nbytes: int, haul: Haul, phase: int, *, packed: int
     ) -> list[Put]:
         """By one worker, through the page cache."""
         if not (isinstance(target, FileDriver) and self.hauls and target.hauls):

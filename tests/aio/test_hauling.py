@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import threading
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -21,8 +22,6 @@ from blockio.aio.threads import WorkerPool
 from blockio.errors import BlockError, UnsupportedFeature
 from tests.support.qemu import pattern
 
-STEP = 512
-
 
 @pytest.fixture
 def pair(tmp_path: Path) -> Iterator[tuple[int, int]]:
@@ -35,11 +34,14 @@ def pair(tmp_path: Path) -> Iterator[tuple[int, int]]:
     os.close(target)
 
 
-def hauled(job: Haul, content: bytes, offset: int, room: int, phase: int, *, packed: bool) -> tuple[list[Put], bytes]:
+def hauled(job: Haul, content: bytes, offset: int, room: int, phase: int, *, packed: int) -> tuple[list[Put], bytes]:
     """What ``haul`` makes of a file with *content* behind *offset*, and of a target full of dots."""
     source, target = os.memfd_create("source"), os.memfd_create("target")
     try:
-        os.pwrite(source, content, offset)
+        os.ftruncate(source, offset + len(content))
+        for at in range(0, len(content), 256):  # zeroes are holes as far as pages can be
+            if any(content[at : at + 256]):
+                os.pwrite(source, content[at : at + 256], offset + at)
         os.pwrite(target, b"." * (room + len(content)), 0)
         puts = haul(job, source, offset, target, room, len(content), phase, packed=packed, reserve=False)
         return puts, os.pread(target, 1 << 20, 0)
@@ -50,32 +52,38 @@ def hauled(job: Haul, content: bytes, offset: int, room: int, phase: int, *, pac
 
 @given(
     picture=st.text("0x.", min_size=1, max_size=20),
-    lead=st.integers(0, STEP - 1),
-    tail=st.integers(0, STEP - 1),
-    pieces=st.sampled_from([1, 2, 5, 4096]),
+    step=st.sampled_from([512, 4096]),
+    lead=st.integers(0, 511),
+    tail=st.integers(0, 511),
+    pieces=st.sampled_from([1, 2, 5, 24]),
     packed=st.booleans(),
 )
-@example(picture="0x0x", lead=100, tail=0, pieces=1, packed=True)
-@example(picture="00x", lead=1, tail=7, pieces=2, packed=True)
-@example(picture="x00", lead=0, tail=5, pieces=2, packed=False)
-def test_what_is_not_zero_arrives_where_it_shall(picture: str, lead: int, tail: int, pieces: int, packed: bool) -> None:
+@example(picture="0x0x", step=512, lead=100, tail=0, pieces=1, packed=True)
+@example(picture="00x", step=4096, lead=1, tail=7, pieces=2, packed=True)
+@example(picture="x0000x000", step=4096, lead=10, tail=5, pieces=2, packed=True)
+@example(picture="x00", step=512, lead=0, tail=5, pieces=2, packed=False)
+def test_what_is_not_zero_arrives_where_it_shall(
+    picture: str, step: int, lead: int, tail: int, pieces: int, packed: bool
+) -> None:
     """Each letter is a step of the disk; the stretch begins *lead* bytes into the first, and ends before the last's."""
-    letters = {"0": bytes(STEP), "x": b"x" * STEP, ".": bytes(STEP - 2) + b".\0"}
+    letters = {"0": bytes(step), "x": b"x" * step, ".": bytes(step - 2) + b".\0"}
     whole = b"".join(letters[letter] for letter in picture)
     content = whole[lead : len(whole) - (tail if len(picture) > 1 else 0)]
-    steps = [whole[at : at + STEP] for at in range(0, len(whole), STEP)]
+    steps = [whole[at : at + step] for at in range(0, len(whole), step)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hauling, "PIECE", pieces * STEP)
-        patch.setattr(hauling._memory, "view", memoryview(bytearray(pieces * STEP)), raising=False)
-        job = Haul(STEP)
-        puts, found = hauled(job, content, 3 * STEP + lead, STEP + lead, STEP - lead, packed=packed)
-    expected = bytearray(b"." * (STEP + lead + len(content)))
+        patch.setattr(hauling, "PIECE", pieces * step)
+        patch.setattr(hauling._memory, "view", memoryview(bytearray(pieces * step)), raising=False)
+        job = Haul(step)
+        puts, found = hauled(
+            job, content, 3 * step + lead, step + lead, step - lead, packed=len(content) if packed else 0
+        )
+    expected = bytearray(b"." * (step + lead + len(content)))
     put_bytes = at = moved = 0
     for number in range(len(steps)):
-        start, stop = max(0, number * STEP - lead), min(len(content), (number + 1) * STEP - lead)
+        start, stop = max(0, number * step - lead), min(len(content), (number + 1) * step - lead)
         part = content[start:stop]
         if any(part):
-            at = STEP + lead + start - moved
+            at = step + lead + start - moved
             expected[at : at + len(part)] = part
             put_bytes += len(part)
         elif packed and not (number == 0 and lead):
@@ -85,7 +93,7 @@ def test_what_is_not_zero_arrives_where_it_shall(picture: str, lead: int, tail: 
     assert job.left_out == len(content) - put_bytes
     assert all(one.stop <= two.start for one, two in pairwise(puts))
     for put in puts:
-        there = STEP + lead + put.at
+        there = step + lead + put.at
         assert found[there : there + put.stop - put.start] == content[put.start : put.stop]
 
 
@@ -93,7 +101,7 @@ def test_what_is_not_zero_arrives_where_it_shall(picture: str, lead: int, tail: 
 def test_everything_is_written_where_no_zeroes_are_looked_for(pair: tuple[int, int], reserve: bool) -> None:
     source, target = pair
     os.pwrite(target, b"behind" * 100, 70_000)
-    assert haul(Haul(0), source, 4096, target, 512, 50_000, 17, packed=False, reserve=reserve) == [Put(0, 50_000, 0)]
+    assert haul(Haul(0), source, 4096, target, 512, 50_000, 17, packed=0, reserve=reserve) == [Put(0, 50_000, 0)]
     assert os.pread(target, 50_000, 512) == os.pread(source, 50_000, 4096)
     assert os.fstat(target).st_size == 70_600
     assert os.pread(target, 20, 70_000) == b"behindbehindbehindbe"
@@ -111,7 +119,7 @@ def test_room_is_asked_for_before_it_is_filled(pair: tuple[int, int], monkeypatc
 
     monkeypatch.setattr(syscalls, "fallocate", fallocate)
     monkeypatch.setattr(hauling, "PIECE", 16 << 10)
-    assert haul(Haul(0), *(pair[0], 0, pair[1], 0), 64 << 10, 0, packed=False, reserve=True) == [Put(0, 64 << 10, 0)]
+    assert haul(Haul(0), *(pair[0], 0, pair[1], 0), 64 << 10, 0, packed=0, reserve=True) == [Put(0, 64 << 10, 0)]
     assert asked == [(syscalls.FALLOC_FL_KEEP_SIZE, at << 14, 16 << 10) for at in (0, 1)]
     assert os.pread(pair[1], 64 << 10, 0) == pattern(64 << 10)
 
@@ -134,13 +142,19 @@ def test_which_file_systems_want_to_be_asked(tmp_path: Path, monkeypatch: pytest
 
 def test_a_source_that_ends_before(pair: tuple[int, int]) -> None:
     with pytest.raises(UnsupportedFeature):
-        haul(Haul(STEP), pair[0], 60 << 10, pair[1], 0, 8 << 10, 0, packed=False, reserve=False)
+        haul(Haul(0), pair[0], 60 << 10, pair[1], 0, 8 << 10, 0, packed=0, reserve=False)
+
+
+def test_a_source_that_holds_more_than_there_is_room_for(pair: tuple[int, int]) -> None:
+    with pytest.raises(UnsupportedFeature):
+        haul(Haul(4096), pair[0], 0, pair[1], 0, 64 << 10, 0, packed=60 << 10, reserve=False)
+    assert os.fstat(pair[1]).st_size <= 60 << 10
 
 
 def test_a_target_that_takes_no_more(pair: tuple[int, int]) -> None:
     full = os.open("/dev/full", os.O_WRONLY)
     with pytest.raises(OSError, match="No space left"):
-        haul(Haul(0), pair[0], 0, full, 0, 4096, 0, packed=False, reserve=True)
+        haul(Haul(0), pair[0], 0, full, 0, 4096, 0, packed=0, reserve=True)
     os.close(full)
 
 
@@ -152,9 +166,9 @@ async def test_an_engine_says_what_was_wrong_and_works_on(tmp_path: Path) -> Non
     one, two, three = (choose_engine(fd) for fd in (source, target, blind))
     try:
         with pytest.raises(BlockError) as caught:
-            await one.haul(Haul(0), 0, three, 0, 8192, 0, packed=False)
+            await one.haul(Haul(0), 0, three, 0, 8192, 0, packed=0)
         assert caught.value.errno == errno.EBADF
-        assert await one.haul(Haul(0), 0, two, 0, 8192, 0, packed=False) == [Put(0, 8192, 0)]
+        assert await one.haul(Haul(0), 0, two, 0, 8192, 0, packed=0) == [Put(0, 8192, 0)]
         assert (tmp_path / "target").read_bytes() == pattern(8192)
     finally:
         for engine, fd in ((one, source), (two, target), (three, blind)):
@@ -162,28 +176,30 @@ async def test_an_engine_says_what_was_wrong_and_works_on(tmp_path: Path) -> Non
             os.close(fd)
 
 
-async def test_cancelled_it_is_awaited_to_its_end(pair: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The descriptors may be closed when CancelledError arrives."""
+async def test_cancelled_it_ends_with_the_piece_at_hand(pair: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often: the descriptors may be closed when CancelledError arrives."""
     one, two = (choose_engine(fd) for fd in pair)
-    begun = asyncio.Event()
     loop = asyncio.get_running_loop()
-    ended: list[bool] = []
+    begun, go = asyncio.Event(), threading.Event()
+    pieces: list[int] = []
 
-    def slow(*args: object, **kwargs: object) -> list[Put]:
+    def slow(_fd: int, offset: int, _view: memoryview) -> None:
+        pieces.append(offset)
         loop.call_soon_threadsafe(begun.set)
-        asyncio.run_coroutine_threadsafe(released.wait(), loop).result()
-        ended.append(True)
-        return []
+        assert go.wait(60)
 
-    released = asyncio.Event()
-    monkeypatch.setattr(hauling, "haul", slow)
-    task = asyncio.create_task(one.haul(Haul(0), 0, two, 0, 8192, 0, packed=False))
+    monkeypatch.setattr(hauling, "PIECE", 4096)
+    monkeypatch.setattr(hauling, "_store", slow)
+    task = asyncio.create_task(one.haul(Haul(0), 0, two, 0, 64 << 10, 0, packed=0))
     await begun.wait()
-    task.cancel()
-    loop.call_later(0, released.set)
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0)
+    assert not task.done()
+    go.set()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert ended
+    assert pieces == [0]
     one.close()
     two.close()
     assert AioContext.current().shared(WorkerPool) is None

@@ -137,7 +137,7 @@ class Path:
     ) -> None:
         raise BlockError(errno=errno.ENOTSUP)
 
-    async def co_copy_range_from(self, cargo: Cargo, offset: int, nbytes: int, *, packed: bool = False) -> list[Put]:
+    async def co_copy_range_from(self, cargo: Cargo, offset: int, nbytes: int, *, packed: int = 0) -> list[Put]:
         raise BlockError(errno=errno.ENOTSUP)
 
     async def co_get_info(self) -> BlockInfo:

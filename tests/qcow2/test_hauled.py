@@ -88,22 +88,24 @@ def at_rest(*backends: BlockBackend) -> bool:
     start=st.integers(0, 20 * CLUSTER // 512).map(lambda sector: sector * 512),
     nbytes=st.integers(1, 20 * CLUSTER // 512).map(lambda sectors: sectors * 512),
     step=st.sampled_from([0, CLUSTER, 2 * CLUSTER]),
+    exact=st.booleans(),
 )
 async def test_the_disk_is_that_of_the_source_and_zeroes_have_no_clusters(
-    layout: str, start: int, nbytes: int, step: int, tmp_path_factory: pytest.TempPathFactory
+    layout: str, start: int, nbytes: int, step: int, exact: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("hauled")
     create(folder / "target")
     async with opened(folder, layout) as (source, target):
-        job = Haul(step)
-        await haul(source, target, job, start, nbytes)
         expected = bytes(start) + disk_of(layout)[start : start + nbytes] + bytes(SIZE - start - nbytes)
+        steps = [
+            expected[max(at, start) : min(at + (step or SIZE), start + nbytes)]
+            for at in range(start - start % (step or SIZE), start + nbytes, step or SIZE)
+        ]
+        # The first is taken whether it holds anything or not.
+        job = Haul(step, step * (1 + sum(map(any, steps[1:]))) if exact else 0)
+        await haul(source, target, job, start, nbytes)
         assert await content(target) == expected
-        written = start  # of those steps that hold anything
-        for at in range(start - start % (step or SIZE), start + nbytes, step or SIZE):
-            part = expected[max(at, start) : min(at + (step or SIZE), start + nbytes)]
-            written += len(part) if not step or any(part) else 0
-        assert job.left_out == nbytes - (written - start)
+        assert job.left_out == nbytes - sum(len(part) for part in steps if not step or any(part))
         assert at_rest(source, target)
         await target.co_flush()
         clusters = {at // CLUSTER for at in range(start, start + nbytes, 512) if any(expected[at : at + 512])}

@@ -55,7 +55,7 @@ class InPlace(Allocation):
 class NewRoom(Allocation):
     """Clusters from ``room`` on that take the place of what the subclusters of ``plan`` had."""
 
-    __slots__ = ("_hold", "_plan", "_room", "_slice", "_writer")
+    __slots__ = ("_end", "_hold", "_plan", "_room", "_slice", "_writer")
 
     def __init__(
         self,
@@ -89,11 +89,24 @@ class NewRoom(Allocation):
         self._plan = plan
         self._hold = hold
         self._room = room
+        self._end = room + hold.end - hold.start
 
     async def link(self) -> None:
         """Put the clusters into the L2 table (in memory; written back in order), let go of what was there."""
         self.enter()
         self.leave()
+
+    def keep(self, nbytes: int) -> None:
+        """Before anything is written: others that ask for room get what is not needed, right behind it."""
+        end = self._room + ((nbytes + self._writer.mask) & ~self._writer.mask)
+        if end < self._end:
+            self._writer.spare(end, self._end - end)
+            self._end = end
+
+    @property
+    def room_end(self) -> int:
+        """To the last cluster's end."""
+        return self._end - self.host_offset
 
     async def link_parts(self, puts: Sequence[Put]) -> None:
         """As ``link`` for the clusters that *puts* reach; the others were never anybody's."""
@@ -104,9 +117,8 @@ class NewRoom(Allocation):
                 writer.give_back(used, first - used)
             writer.enter_part(self._slice, self.offset + start, stop - start, first)
             used = (self.host_offset + at + stop - start + writer.mask) & ~writer.mask
-        end = self._room + self._hold.end - self._hold.start
-        if used < end:
-            writer.give_back(used, end - used)
+        if used < self._end:
+            writer.give_back(used, self._end - used)
         self.leave()
 
     async def reserve(self) -> None:
@@ -117,7 +129,7 @@ class NewRoom(Allocation):
     async def abandon(self) -> None:
         """Give the clusters back."""
         if not self._plan.room:
-            self._writer.give_back(self._room, self._hold.end - self._hold.start)
+            self._writer.give_back(self._room, self._end - self._room)
         self.leave()
 
     def enter(self) -> None:
@@ -273,6 +285,10 @@ class Writer:
             start, end = first, last + 1
         if end:
             self.image.retire(start, end - start, discard=discard)
+
+    def spare(self, room: int, nbytes: int) -> None:
+        """Room that nothing was written to is free."""
+        self._allocator.spare(room >> self._bits, nbytes >> self._bits)
 
     def give_back(self, room: int, nbytes: int) -> None:
         """Room that nothing ever named is free."""

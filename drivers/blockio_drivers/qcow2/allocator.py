@@ -474,6 +474,12 @@ class Allocator:
         if count:
             self._unused.append(Freed(first, count, discard=False))
 
+    def spare(self, first: int, count: int) -> None:
+        """As ``give_back``, for clusters that nothing was written to: where they were fresh, they are again."""
+        if (first + count) << self._bits == self._touched:
+            self._touched = first << self._bits
+        self.give_back(first, count)
+
     def replaced(self, first: int, count: int) -> None:
         """Clusters of metadata that others took the place of; nothing on stable storage names them any more."""
         if self._image.pass_discard_other:
