@@ -36,7 +36,7 @@ from blockio.errors import BlockError, OptionError
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from blockio.aio.hauling import Haul, Put
+    from blockio.aio.hauling import Haul, Part, Put
     from blockio.aio.uring import Uring
 
 __all__ = ["IOV_MAX", "AioMode", "FileEngine", "choose_engine"]
@@ -324,7 +324,15 @@ class FileEngine:
             raise _blamed(error) from error
 
     async def haul(
-        self, job: Haul, offset: int, target: FileEngine, target_offset: int, nbytes: int, phase: int, *, packed: int
+        self,
+        job: Haul,
+        parts: Sequence[Part],
+        target: FileEngine,
+        target_offset: int,
+        nbytes: int,
+        phase: int,
+        *,
+        packed: int,
     ) -> list[Put]:
         """Copy through the memory of a worker; see ``blockio.aio.hauling.haul``.
 
@@ -336,7 +344,7 @@ class FileEngine:
         if target._reserves is None:
             target._reserves = hauling.reserves_by_page(target.fd)
         work = partial(
-            hauling.haul, job, self.fd, offset, target.fd, target_offset, nbytes, phase, packed=packed,
+            hauling.haul, job, self.fd, parts, target.fd, target_offset, nbytes, phase, packed=packed,
             reserve=target._reserves,
         )  # fmt: skip
         working = asyncio.ensure_future(self.run(work))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from collections.abc import Sequence
 from time import perf_counter
 from typing import Final, NamedTuple
 
@@ -17,7 +18,7 @@ from blockio.aio import syscalls
 from blockio.buffers import aligned_buffer, data_runs
 from blockio.errors import UnsupportedFeature
 
-__all__ = ["PIECE", "Haul", "Put", "haul", "reserves_by_page"]
+__all__ = ["PIECE", "Haul", "Part", "Put", "haul", "reserves_by_page"]
 
 PIECE: Final = 2 << 20
 """Bytes read and then written at a time: few system calls, and what one reads the next finds in the cache."""
@@ -47,6 +48,14 @@ class Haul:
         self.reading = self.writing = 0.0
 
 
+class Part(NamedTuple):
+    """Bytes ``start`` to ``stop`` of a stretch lie at ``offset`` in the source. What no part has is zero."""
+
+    start: int
+    stop: int
+    offset: int
+
+
 class Put(NamedTuple):
     """Bytes ``start`` to ``stop`` of a stretch were written ``at`` bytes behind the place it was given."""
 
@@ -69,7 +78,7 @@ def reserves_by_page(fd: int) -> bool:
 def haul(
     job: Haul,
     source: int,
-    offset: int,
+    parts: Sequence[Part],
     target: int,
     target_offset: int,
     nbytes: int,
@@ -80,9 +89,10 @@ def haul(
 ) -> list[Put]:
     """Copy *nbytes* between descriptors; blocking, for a worker. What was put where, in order.
 
-    *phase* is how far behind *offset* a multiple of ``job.step`` is, any of them. *packed*: what follows whole steps
-    that are left out moves up by as much, and nothing goes further than so many bytes behind *target_offset*; 0: every
-    byte keeps its distance from there. *reserve*: ask for the room before it is written, see ``reserves_by_page``.
+    *parts* are in order, and what is between them zero. *phase* is how far behind the beginning a multiple of
+    ``job.step`` is, any of them. *packed*: what follows whole steps that are left out moves up by as much, and nothing
+    goes further than so many bytes behind *target_offset*; 0: every byte keeps its distance from there. *reserve*: ask
+    for the room before it is written, see ``reserves_by_page``.
 
     OSError of either side; UnsupportedFeature where the source ends before, or holds more than there is room for.
     """
@@ -94,12 +104,12 @@ def haul(
     piece = PIECE // step * step if step else PIECE
     puts: list[Put] = []
     at = moved = 0
-    known = 0 if step else nbytes  # up to here it is data, as far as the file system knows
+    known = 0 if step else nbytes  # up to here it is data, as far as anybody knows
     while at < nbytes:
         if at >= known:
-            start, known = _next_data(source, offset + at, offset + nbytes)
-            known = min(nbytes, known - offset + (phase + offset - known) % step)  # up to a multiple of the step
-            start -= offset + (start - offset - phase) % step
+            start, known = _next_data(source, parts, at, nbytes)
+            known = min(nbytes, known + (phase - known) % step)  # up to a multiple of the step
+            start -= (start - phase) % step
             if start > at:
                 job.left_out += start - at
                 if packed:
@@ -111,7 +121,7 @@ def haul(
         # Every piece but the last ends at a multiple of the step.
         view = memory[: min(known - at, piece - (at - phase) % step if step else piece)]
         began = perf_counter()
-        _fill(source, offset + at, view)
+        _fill(source, parts, at, view)
         read = perf_counter()
         job.reading += read - began
         for first, last, data in data_runs(view, at - phase, step) if step else ((0, view.nbytes, True),):
@@ -136,20 +146,42 @@ def haul(
     return puts
 
 
-def _next_data(fd: int, offset: int, end: int) -> tuple[int, int]:
-    """Where data begins and ends, *offset* or later; where there is none it is nothing, at *end*.
+def _next_data(fd: int, parts: Sequence[Part], at: int, nbytes: int) -> tuple[int, int]:
+    """Where data begins and ends, *at* or later; where there is none it is nothing, at the end, *nbytes*.
 
     The descriptor's position changes, which nobody uses.
     """
-    try:
-        start = os.lseek(fd, offset, os.SEEK_DATA)
-        return min(start, end), min(os.lseek(fd, start, os.SEEK_HOLE), end)
-    except OSError as error:
-        # Else the file system cannot tell, or the file was cut just now, which reading will find.
-        return (end, end) if error.errno == errno.ENXIO else (offset, end)
+    for start, stop, offset in parts:
+        if stop <= at:
+            continue
+        shift = start - offset
+        begin = max(at, start)
+        try:
+            data = os.lseek(fd, begin - shift, os.SEEK_DATA) + shift
+            if data < stop:
+                return data, min(os.lseek(fd, data - shift, os.SEEK_HOLE) + shift, stop)
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # else it is a hole up to the file's end, or was cut just now
+                return begin, stop
+    return nbytes, nbytes
 
 
-def _fill(fd: int, offset: int, view: memoryview) -> None:
+def _fill(fd: int, parts: Sequence[Part], at: int, view: memoryview) -> None:
+    end = at + view.nbytes
+    reached = at
+    for start, stop, offset in parts:
+        if stop <= at:
+            continue
+        if start >= end:
+            break
+        first, last = max(start, at), min(stop, end)
+        view[reached - at : first - at] = bytes(first - reached)
+        _read(fd, offset + first - start, view[first - at : last - at])
+        reached = last
+    view[reached - at :] = bytes(end - reached)
+
+
+def _read(fd: int, offset: int, view: memoryview) -> None:
     while view.nbytes:
         got = os.preadv(fd, (view,), offset)
         if not got:

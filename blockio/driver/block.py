@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from blockio.aio.context import AioContext
     from blockio.aio.flight import Flight
-    from blockio.aio.hauling import Haul, Put
+    from blockio.aio.hauling import Haul, Part, Put
     from blockio.buffers import IoVector
     from blockio.driver.child import Child
     from blockio.driver.host import ChildOpener, DriverHost, ImageStream, Measurement, MeasureSource, StreamRun
@@ -359,11 +359,20 @@ class BlockDriver(ABC):
         return False
 
     async def co_haul_to(
-        self, offset: int, target: BlockDriver, target_offset: int, nbytes: int, haul: Haul, phase: int, *, packed: int
+        self,
+        parts: Sequence[Part],
+        target: BlockDriver,
+        target_offset: int,
+        nbytes: int,
+        haul: Haul,
+        phase: int,
+        *,
+        packed: int,
     ) -> list[Put]:
         """As ``co_copy_range_to``, but through the memory of a worker, without the zeroes that *haul* leaves out.
 
-        *phase* and *packed* as for ``blockio.aio.hauling.haul``; what was put where, in order.
+        *parts* (of this driver's storage), *phase* and *packed* as for ``blockio.aio.hauling.haul``; what was put
+        where, in order.
         """
         raise UnsupportedFeature
 

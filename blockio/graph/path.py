@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from blockio.aio.context import AioContext
     from blockio.aio.flight import Flight
-    from blockio.aio.hauling import Haul, Put
+    from blockio.aio.hauling import Haul, Part, Put
     from blockio.buffers import IoVector
     from blockio.driver.base import BlockDriver
     from blockio.graph.edge import Edge
@@ -48,19 +48,28 @@ class EdgePath(Protocol):
 
 
 class Cargo(NamedTuple):
-    """What is to be copied: the bytes from *offset* on of the protocol driver *source*.
+    """What is to be copied: *parts* of the protocol driver *source*; one of them, all of it, where there is no *haul*.
 
-    With a *haul* ``phase`` is how far behind them the first multiple of its step is in the disk that is written.
+    With one ``phase`` is how far behind the beginning a multiple of its step is in the disk that is written.
     """
 
     source: BlockDriver
-    offset: int
+    parts: tuple[Part, ...]
     haul: Haul | None
     phase: int
 
     def behind(self, nbytes: int) -> Cargo:
         """What follows the first *nbytes*."""
-        return self._replace(offset=self.offset + nbytes, phase=self.phase - nbytes)
+        parts = tuple(
+            part._replace(
+                start=max(part.start - nbytes, 0),
+                stop=part.stop - nbytes,
+                offset=part.offset + max(nbytes - part.start, 0),
+            )
+            for part in self.parts
+            if part.stop > nbytes
+        )
+        return self._replace(parts=parts, phase=self.phase - nbytes)
 
 
 class RequestPath(EdgePath, Protocol):

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from blockio.aio.context import on_new_stack
+from blockio.aio.hauling import Part
 from blockio.driver.base import DriverKind, FilterDriver, FormatDriver
 from blockio.errors import ReadOnly, UnsupportedFeature
 from blockio.graph.edge import Edge
@@ -78,7 +79,7 @@ async def copy_to(io: NodeIO, offset: int, target: Edge, target_offset: int, nby
         elif isinstance(driver, FilterDriver):
             await driver.file.co_copy_range_to(offset, target, target_offset, nbytes, haul)
         else:
-            cargo = Cargo(driver, offset, haul, -target_offset)
+            cargo = Cargo(driver, (Part(0, nbytes, offset),), haul, -target_offset)
             await target.node.path.co_copy_range_from(cargo, target_offset, nbytes)
 
 
@@ -88,12 +89,43 @@ def _in_many_places(driver: FormatDriver, offset: int, nbytes: int) -> bool:
     return places > 1 + nbytes // _WORTH_HAULING
 
 
+async def _haul_from_file(
+    driver: FormatDriver, offset: int, target: Edge, target_offset: int, nbytes: int, haul: Haul
+) -> bool:
+    """All of it at once, where one file has whatever is not zero; else False, and nothing has happened."""
+    parts: list[Part] = []
+    file = driver.file
+    at = 0
+    while at < nbytes:
+        kind, length, host_offset, child = await mapped.locate(driver, offset + at, nbytes - at)
+        if kind is ExtentKind.DATA and child is file:
+            parts.append(Part(at, at + length, host_offset))
+        elif kind is not ExtentKind.ZERO and (kind is not ExtentKind.UNALLOCATED or driver.backing is not None):
+            return False
+        at += length
+    if not parts:
+        haul.left_out += nbytes
+        return True
+    path, source = _path(file), file.node.driver if isinstance(file, Edge) else None
+    start, end = min(part.offset for part in parts), max(part.offset + part.stop - part.start for part in parts)
+    if source is None or source.kind is not DriverKind.PROTOCOL or end > source.length:
+        return False
+    _able(source)
+    async with path.request(start, end):
+        cargo = Cargo(source, tuple(parts), haul, -target_offset)
+        await target.node.path.co_copy_range_from(cargo, target_offset, nbytes)
+    return True
+
+
 async def _copy_mapped(
     driver: FormatDriver, offset: int, target: Edge, target_offset: int, nbytes: int, haul: Haul | None
 ) -> None:
     end = offset + nbytes
-    if haul is not None and _in_many_places(driver, offset, nbytes):
-        raise UnsupportedFeature
+    if haul is not None:
+        if _in_many_places(driver, offset, nbytes):
+            raise UnsupportedFeature
+        if haul.step and await _haul_from_file(driver, offset, target, target_offset, nbytes, haul):
+            return
     while offset < end:
         kind, length, host_offset, child = await mapped.locate(driver, offset, end - offset)
         backing = driver.backing
@@ -146,10 +178,10 @@ async def _store(io: NodeIO, cargo: Cargo, offset: int, nbytes: int, packed: int
     if driver.kind is DriverKind.PROTOCOL:
         source, haul = cargo.source, cargo.haul
         if haul is None:
-            copied = source.co_copy_range_to(cargo.offset, driver, offset, nbytes)
+            copied = source.co_copy_range_to(cargo.parts[0].offset, driver, offset, nbytes)
             await wall.called(source, "co_copy_range_to", copied)
             return []
-        hauled = source.co_haul_to(cargo.offset, driver, offset, nbytes, haul, cargo.phase, packed=packed)
+        hauled = source.co_haul_to(cargo.parts, driver, offset, nbytes, haul, cargo.phase, packed=packed)
         return await wall.hauled(source, nbytes, hauled)
     if isinstance(driver, FilterDriver):
         return await _path(driver.file).co_copy_range_from(cargo, offset, nbytes, packed=packed)

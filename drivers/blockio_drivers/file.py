@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     from blockio.aio.context import AioContext
     from blockio.aio.flight import Flight
-    from blockio.aio.hauling import Haul, Put
+    from blockio.aio.hauling import Haul, Part, Put
     from blockio.buffers import IoVector
     from blockio.driver.base import BlockDriver
 
@@ -483,12 +483,20 @@ class FileDriver(ProtocolDriver):
         return self._file.dio is None
 
     async def co_haul_to(
-        self, offset: int, target: BlockDriver, target_offset: int, nbytes: int, haul: Haul, phase: int, *, packed: int
+        self,
+        parts: Sequence[Part],
+        target: BlockDriver,
+        target_offset: int,
+        nbytes: int,
+        haul: Haul,
+        phase: int,
+        *,
+        packed: int,
     ) -> list[Put]:
         """By one worker, through the page cache."""
         if not (isinstance(target, FileDriver) and self.hauls and target.hauls):
             raise UnsupportedFeature
-        return await self._engine.haul(haul, offset, target._engine, target_offset, nbytes, phase, packed=packed)
+        return await self._engine.haul(haul, parts, target._engine, target_offset, nbytes, phase, packed=packed)
 
     async def co_ioctl(self, request: int, buf: Buffer | int) -> int:
         """The file's own request, in a worker."""

@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 from blockio.aio import hauling, syscalls
 from blockio.aio.context import AioContext
 from blockio.aio.engine import choose_engine
-from blockio.aio.hauling import Haul, Put, haul
+from blockio.aio.hauling import Haul, Part, Put, haul
 from blockio.aio.threads import WorkerPool
 from blockio.errors import BlockError, UnsupportedFeature
 from tests.support.qemu import pattern
+
+ALL = (Part(0, 64 << 10, 0),)
 
 
 @pytest.fixture
@@ -43,7 +45,17 @@ def hauled(job: Haul, content: bytes, offset: int, room: int, phase: int, *, pac
             if any(content[at : at + 256]):
                 os.pwrite(source, content[at : at + 256], offset + at)
         os.pwrite(target, b"." * (room + len(content)), 0)
-        puts = haul(job, source, offset, target, room, len(content), phase, packed=packed, reserve=False)
+        puts = haul(
+            job,
+            source,
+            [Part(0, len(content), offset)],
+            target,
+            room,
+            len(content),
+            phase,
+            packed=packed,
+            reserve=False,
+        )
         return puts, os.pread(target, 1 << 20, 0)
     finally:
         os.close(source)
@@ -101,7 +113,9 @@ def test_what_is_not_zero_arrives_where_it_shall(
 def test_everything_is_written_where_no_zeroes_are_looked_for(pair: tuple[int, int], reserve: bool) -> None:
     source, target = pair
     os.pwrite(target, b"behind" * 100, 70_000)
-    assert haul(Haul(0), source, 4096, target, 512, 50_000, 17, packed=0, reserve=reserve) == [Put(0, 50_000, 0)]
+    assert haul(Haul(0), source, [Part(0, 50_000, 4096)], target, 512, 50_000, 17, packed=0, reserve=reserve) == [
+        Put(0, 50_000, 0)
+    ]
     assert os.pread(target, 50_000, 512) == os.pread(source, 50_000, 4096)
     assert os.fstat(target).st_size == 70_600
     assert os.pread(target, 20, 70_000) == b"behindbehindbehindbe"
@@ -119,7 +133,7 @@ def test_room_is_asked_for_before_it_is_filled(pair: tuple[int, int], monkeypatc
 
     monkeypatch.setattr(syscalls, "fallocate", fallocate)
     monkeypatch.setattr(hauling, "PIECE", 16 << 10)
-    assert haul(Haul(0), *(pair[0], 0, pair[1], 0), 64 << 10, 0, packed=0, reserve=True) == [Put(0, 64 << 10, 0)]
+    assert haul(Haul(0), pair[0], ALL, pair[1], 0, 64 << 10, 0, packed=0, reserve=True) == [Put(0, 64 << 10, 0)]
     assert asked == [(syscalls.FALLOC_FL_KEEP_SIZE, at << 14, 16 << 10) for at in (0, 1)]
     assert os.pread(pair[1], 64 << 10, 0) == pattern(64 << 10)
 
@@ -142,19 +156,19 @@ def test_which_file_systems_want_to_be_asked(tmp_path: Path, monkeypatch: pytest
 
 def test_a_source_that_ends_before(pair: tuple[int, int]) -> None:
     with pytest.raises(UnsupportedFeature):
-        haul(Haul(0), pair[0], 60 << 10, pair[1], 0, 8 << 10, 0, packed=0, reserve=False)
+        haul(Haul(0), pair[0], [Part(0, 8 << 10, 60 << 10)], pair[1], 0, 8 << 10, 0, packed=0, reserve=False)
 
 
 def test_a_source_that_holds_more_than_there_is_room_for(pair: tuple[int, int]) -> None:
     with pytest.raises(UnsupportedFeature):
-        haul(Haul(4096), pair[0], 0, pair[1], 0, 64 << 10, 0, packed=60 << 10, reserve=False)
+        haul(Haul(4096), pair[0], ALL, pair[1], 0, 64 << 10, 0, packed=60 << 10, reserve=False)
     assert os.fstat(pair[1]).st_size <= 60 << 10
 
 
 def test_a_target_that_takes_no_more(pair: tuple[int, int]) -> None:
     full = os.open("/dev/full", os.O_WRONLY)
     with pytest.raises(OSError, match="No space left"):
-        haul(Haul(0), pair[0], 0, full, 0, 4096, 0, packed=0, reserve=True)
+        haul(Haul(0), pair[0], ALL, full, 0, 4096, 0, packed=0, reserve=True)
     os.close(full)
 
 
@@ -166,9 +180,9 @@ async def test_an_engine_says_what_was_wrong_and_works_on(tmp_path: Path) -> Non
     one, two, three = (choose_engine(fd) for fd in (source, target, blind))
     try:
         with pytest.raises(BlockError) as caught:
-            await one.haul(Haul(0), 0, three, 0, 8192, 0, packed=0)
+            await one.haul(Haul(0), ALL, three, 0, 8192, 0, packed=0)
         assert caught.value.errno == errno.EBADF
-        assert await one.haul(Haul(0), 0, two, 0, 8192, 0, packed=0) == [Put(0, 8192, 0)]
+        assert await one.haul(Haul(0), ALL, two, 0, 8192, 0, packed=0) == [Put(0, 8192, 0)]
         assert (tmp_path / "target").read_bytes() == pattern(8192)
     finally:
         for engine, fd in ((one, source), (two, target), (three, blind)):
@@ -190,7 +204,7 @@ async def test_cancelled_it_ends_with_the_piece_at_hand(pair: tuple[int, int], m
 
     monkeypatch.setattr(hauling, "PIECE", 4096)
     monkeypatch.setattr(hauling, "_store", slow)
-    task = asyncio.create_task(one.haul(Haul(0), 0, two, 0, 64 << 10, 0, packed=0))
+    task = asyncio.create_task(one.haul(Haul(0), ALL, two, 0, 64 << 10, 0, packed=0))
     await begun.wait()
     for _ in range(3):
         task.cancel()
@@ -203,3 +217,36 @@ async def test_cancelled_it_ends_with_the_piece_at_hand(pair: tuple[int, int], m
     one.close()
     two.close()
     assert AioContext.current().shared(WorkerPool) is None
+
+
+@given(
+    cuts=st.lists(st.integers(0, 99), max_size=9, unique=True).map(sorted),
+    step=st.sampled_from([512, 1024]),
+    packed=st.booleans(),
+)
+def test_parts_from_anywhere_and_zeroes_between_them(cuts: list[int], step: int, packed: bool) -> None:
+    """Every second stretch between two cuts is a part, the later the earlier in the source; 128 bytes are a unit."""
+    unit, source, target = 128, os.memfd_create("source"), os.memfd_create("target")
+    expected = bytearray(100 * unit)
+    parts: list[Part] = []
+    where = 100 * unit
+    for start, stop in pairwise(cuts):
+        if len(parts) % 2 == 0 or start == cuts[0]:
+            where -= (stop - start) * unit
+            data = pattern((stop - start) * unit, seed=start)
+            os.pwrite(source, data, where)
+            expected[start * unit : stop * unit] = data
+            parts.append(Part(start * unit, stop * unit, where))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hauling, "PIECE", 2 * step)
+        patch.setattr(hauling._memory, "view", memoryview(bytearray(2 * step)), raising=False)
+        job = Haul(step)
+        most = len(expected) if packed else 0
+        puts = haul(job, source, parts, target, 0, len(expected), 0, packed=most, reserve=False)
+    found = bytearray(len(expected))
+    for put in puts:
+        found[put.start : put.stop] = os.pread(target, put.stop - put.start, put.at)
+    os.close(source)
+    os.close(target)
+    assert found == expected
+    assert job.left_out == len(expected) - sum(put.stop - put.start for put in puts)

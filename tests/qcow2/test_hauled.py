@@ -209,3 +209,27 @@ async def test_what_may_be_hauled(tmp_path: Path) -> None:
     for options, expected in stacks:
         async with blockio.open(options=options) as blk:
             assert copy.can_haul(edges(blk)[0].node) is expected, options
+
+
+@pytest.mark.peer("qemu-img")
+@pytest.mark.parametrize("backing", [False, True])
+async def test_from_an_image_whose_clusters_lie_in_any_order(backing: bool, tmp_path: Path) -> None:
+    """One job takes them from all over the file; with data in a backing file it is one job for each run."""
+    disk = disk_of(LAYOUT)
+    base = b"b" * SIZE if backing else bytes(SIZE)
+    (tmp_path / "base").write_bytes(base)
+    create(tmp_path / "target")
+    create(tmp_path / "image", *((f"backing_file={tmp_path}/base", "backing_fmt=raw") if backing else ()))
+    image, target = str(tmp_path / "image"), str(tmp_path / "target")
+    async with (
+        blockio.open(image, format="qcow2", gate=AllowAll()) as source,
+        blockio.open(target, format="qcow2") as into,
+    ):
+        for at in reversed(range(0, SIZE // 2, CLUSTER)):
+            await source.co_pwritev(at, disk[at : at + CLUSTER])
+        job = Haul(CLUSTER)
+        await haul(source, into, job)
+        assert await content(into) == await content(source) == disk[: SIZE // 2] + base[SIZE // 2 :]
+        assert job.left_out == (disk[: SIZE // 2].count(LETTERS["0"]) * CLUSTER + (0 if backing else SIZE // 2))
+        assert at_rest(source, into)
+    assert_clean(tmp_path / "target")
