@@ -115,12 +115,18 @@ async def _row(io: NodeIO, offset: int, nbytes: int) -> list[BlockStatuses]:
     """
     driver = io.driver()
     if driver.kind is DriverKind.PROTOCOL:
-        return [
-            BlockStatuses(status.flags | StatusFlags.ALLOCATED, [status.length], [status.host_offset], status.node_name)
-            for status in await driver.co_block_statuses(offset, nbytes)
-        ]
-    flags, length, host, _, child = await _ask(io, driver, offset, nbytes, True)
-    if flags & _RAW and isinstance(child, Edge):
+        found: list[BlockStatuses] = []
+        at, end = offset, offset + nbytes
+        for flags, length, host, name, _ in await driver.co_block_statuses(offset, nbytes):
+            if length <= 0:
+                raise RuntimeError(f"driver '{driver.name}' told nothing of the bytes at {at}")
+            found.append(BlockStatuses(flags | StatusFlags.ALLOCATED, [min(length, end - at)], [host], name))
+            at += length
+            if at >= end:
+                break
+        return found
+    kinds, length, host, _, child = await _ask(io, driver, offset, nbytes, True)
+    if kinds & _RAW and isinstance(child, Edge):
         row = await child.node.path.co_block_statuses(host, length)
         return row if row[0].lengths[0] else []
     return []

@@ -7,7 +7,7 @@ import pytest
 from blockio.errors import OutOfRange
 from blockio.io.status import block_status_above, is_allocated, is_allocated_above
 from blockio.types import BlockLimits, BlockStatus, StatusFlags
-from tests.io.world import Disk, Rig, failing_after, in_format, on_disk, opened, pattern
+from tests.io.world import Disk, DiskDriver, Rig, failing_after, in_format, on_disk, opened, pattern
 
 K = 1024
 LETTERS = {
@@ -149,3 +149,21 @@ async def test_failing_to_look_into_the_file_changes_nothing() -> None:
         edge.co_block_status = broken
         assert told(await rig.io.co_block_status(0, 4 * K)) == ("DVA", 4 * K)
         assert looked == 1
+
+
+async def test_a_row_of_answers_reaches_no_further_than_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one that reaches nowhere is the driver's fault: whoever walks over the disk would never end."""
+    data = StatusFlags.DATA | StatusFlags.OFFSET_VALID
+    lengths = [4 * K, 100 * K, 1]
+
+    async def told(_driver: DiskDriver, offset: int, _nbytes: int) -> list[BlockStatus]:
+        return [BlockStatus(data, length, offset, "") for length in lengths]
+
+    monkeypatch.setattr(DiskDriver, "co_block_statuses", told)
+    async with opened(on_disk(Disk(64 * K))) as rig:
+        row = await rig.io.co_block_statuses(0, 16 * K)
+        assert [group.lengths for group in row] == [[4 * K], [12 * K]]
+        lengths[0] = 0
+        with pytest.raises(RuntimeError, match="told nothing of the bytes at 0"):
+            await rig.io.co_block_statuses(0, 16 * K)
+        rig.whole()
