@@ -47,13 +47,12 @@ def fast_lane(
         if get_ident() != context.thread_id:
             return False
         bufs: Sequence[Buffer]
-        kind = type(iov)
-        if kind is memoryview:  # read-only or with gaps: the engine's BufferError tells, for nothing
-            nbytes = iov.nbytes  # type: ignore[union-attr]  # mypy does not narrow by ``kind``, and asking twice costs
-            bufs = (iov,)  # type: ignore[assignment]  # as above
-        elif kind is bytearray or (writes and kind is bytes):
-            nbytes = len(iov)  # type: ignore[arg-type]  # as above
-            bufs = (iov,)  # type: ignore[assignment]  # as above
+        if isinstance(iov, memoryview):  # read-only or with gaps: the engine's BufferError tells, for nothing
+            nbytes = iov.nbytes
+            bufs = (iov,)
+        elif type(iov) is bytearray or (writes and type(iov) is bytes):  # no heirs, whose length could be another
+            nbytes = len(iov)
+            bufs = (iov,)
         else:
             checked = vector(iov)
             nbytes = checked.nbytes

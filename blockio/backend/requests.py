@@ -96,16 +96,15 @@ class Requests(NodeAccounting):
 
         When it lands it is counted as it ended, or not at all where the slow lane must do it.
         """
-        kind = type(iov)
-        if kind is memoryview:
-            nbytes = iov.nbytes  # type: ignore[union-attr]  # mypy does not narrow by ``kind``, and asking twice costs
-        elif kind is bytearray:
-            nbytes = len(iov)  # type: ignore[arg-type]  # as above
+        if isinstance(iov, memoryview):
+            nbytes = iov.nbytes
+        elif type(iov) is bytearray:  # as in ``fast_lane``
+            nbytes = len(iov)
         else:
             return None
         if not nbytes or get_ident() != self._context.thread_id:  # of the thread, as in ``fast_lane``
             return None
-        flight = start(offset, (iov,), nbytes)  # type: ignore[arg-type]  # as above
+        flight = start(offset, (iov,), nbytes)
         if flight is not None:
             self._in_flight += 1
             counters.started += 1
