@@ -536,20 +536,14 @@ class NodeIO:
             self.node.kick()
 
     def _landed_write(self, flight: Flight, ok: bool) -> None:
-        tracked = self.tracked
-        start, end = tracked.requests[flight]
+        start, end = self.tracked.requests[flight]
         if ok and not self.marks and end <= self._sized.length:  # what ``written`` does, without the call
             self.write_gen += 1
             if end > self.wr_highest_offset:  # noqa: PLR1730  # as there
                 self.wr_highest_offset = end
         else:
             self.written(start, end - start, ok=ok)
-        if tracked.serialising or tracked.waiters:
-            self._leave(flight, None)
-            return
-        del tracked.requests[flight]
-        if not tracked.requests:
-            self.node.kick()
+        self._landed(flight, ok)
 
     def _try_write_marking(self, offset: int, bufs: Sequence[Buffer], nbytes: int) -> bool:
         """The fast write of a node with dirty bitmaps: recorded as in the slow lane, well or not."""
